@@ -1,0 +1,1 @@
+"""Datasets: decoded once into memory-mapped Arrow files, split with a seed, served as batches."""

@@ -1,0 +1,88 @@
+"""Batches without per-sample Python: the examples live on the device as bytes, a batch is an index and a few tensor ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orchestrator.data.decode import Examples
+
+
+class Normalizer:
+    """Bytes (N, C, H, W) to float32 with zero mean and unit variance per channel, on the examples' device."""
+
+    def __init__(self, mean: npt.NDArray[np.float32], std: npt.NDArray[np.float32], device: torch.device) -> None:
+        self.scale = torch.as_tensor(1.0 / (255.0 * std), device=device).view(1, -1, 1, 1)
+        self.offset = torch.as_tensor(-mean / std, device=device).view(1, -1, 1, 1)
+
+    def __call__(self, pixels_NCHW: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, pixels_NCHW.float(), self.scale)
+
+
+class DeviceData:
+    """A split held on one device.
+
+    Args:
+        examples: uint8 images and int64 labels.
+        normalizer: what turns bytes into the network's input.
+        channels_last: memory format of the batches, and of the bytes themselves.
+    """
+
+    def __init__(self, examples: Examples, normalizer: Normalizer, device: torch.device, channels_last: bool) -> None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.images = torch.as_tensor(examples.images, device=device).contiguous(memory_format=layout)
+        self.labels = torch.as_tensor(examples.labels, device=device)
+        self.normalizer, self.layout = normalizer, layout
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(
+        self, batch_size: int, seed: int, rank: int, world_size: int, augmentation: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Seeded training batches of this rank: images float32 (B, C, H, W), labels int64 (B,).
+
+        The order over all ranks depends on `seed` alone; a last incomplete batch is dropped unless it is the only one.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator)
+        batch_size = min(batch_size, len(self) // world_size * world_size)
+        share = batch_size // world_size
+        for start in range(0, len(self) - batch_size + 1, batch_size):
+            offsets = torch.randint(0, 1 << 30, (3, batch_size), generator=generator)
+            mine = slice(rank * share, (rank + 1) * share)
+            index = order[start : start + batch_size][mine].to(self.images.device)
+            images = augmented(self.images[index], offsets[:, mine].to(index.device), augmentation)
+            yield self.normalizer(images).contiguous(memory_format=self.layout), self.labels[index]
+
+    def ordered(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every example of this rank's share once, in order, without padding: shares differ by at most one."""
+        for start in range(rank, len(self), batch_size * world_size):
+            rows = slice(start, min(start + batch_size * world_size, len(self)), world_size)
+            yield self.normalizer(self.images[rows]).contiguous(memory_format=self.layout), self.labels[rows]
+
+
+def augmented(pixels_NCHW: Tensor, randoms_3N: Tensor, augmentation: str) -> Tensor:
+    """Shift by up to an eighth of the size with zero padding, and flip, per example and without a Python loop.
+
+    Args:
+        pixels_NCHW: uint8.
+        randoms_3N: int64 >= 0, three draws an example: rows, columns, flip.
+        augmentation: "none", "shift" or "shift_flip".
+    """
+    if augmentation == "none":
+        return pixels_NCHW
+    num, channels, height, width = pixels_NCHW.shape
+    reach = max(1, height // 8)
+    padded = torch.nn.functional.pad(pixels_NCHW, (reach,) * 4)
+    rows = torch.arange(height, device=randoms_3N.device) + (randoms_3N[0] % (2 * reach + 1))[:, None]
+    columns = torch.arange(width, device=randoms_3N.device) + (randoms_3N[1] % (2 * reach + 1))[:, None]
+    if augmentation == "shift_flip":
+        columns = torch.where((randoms_3N[2] % 2 == 1)[:, None], columns.flip(1), columns)
+    every = torch.arange(num, device=randoms_3N.device)
+    # Indexing (N, H, W) pairs of a channels-last view yields (N, H, W, C), which is the layout wanted anyway.
+    return padded.permute(0, 2, 3, 1)[every[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

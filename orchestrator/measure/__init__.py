@@ -1,0 +1,1 @@
+"""Judging the file that ships, in the runtime that serves it."""

@@ -1,0 +1,74 @@
+"""Build a network by name, or rebuild a pruned one from the shapes of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.errors import UnbuildableError
+from orchestrator.models.cifar_resnet import CifarResNet
+
+_CIFAR_PREFIX = "cifar_resnet"
+
+
+def build(name: str, width: int, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A freshly initialised network that maps (B, *shape) to (B, num_classes).
+
+    Args:
+        name: "cifar_resnet20" and its kin, or a classification model of torchvision.
+        width: channels of the first stage; only the CIFAR ResNets have it.
+        shape: (channels, height, width) of an image.
+
+    Raises:
+        UnbuildableError: the network does not take images of that shape.
+    """
+    channels = shape[0]
+    if name.startswith(_CIFAR_PREFIX):
+        return CifarResNet(int(name.removeprefix(_CIFAR_PREFIX)), width, num_classes, channels)
+    from torchvision import models
+
+    if channels != 3:
+        raise UnbuildableError(f"{name} takes images with 3 channels; the data has {channels}")
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        raise UnbuildableError(f"{name} does not take images of shape {shape}: {error}") from None
+    return model.train()
+
+
+def reshape_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Give every layer of a freshly built network the shape of the weights in `state`, and load them.
+
+    This is how a pruned network comes back without pickle: its architecture is its name and the shapes of its weights.
+    """
+    for name, module in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if weight is None:
+            continue
+        if isinstance(module, nn.Conv2d):
+            _shrink_groups(module, weight)
+            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.num_features = weight.shape[0]
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(weight.shape)
+        for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, old in tensors.items():
+                new = state.get(f"{name}.{key}")
+                if old is not None and new is not None and old.shape != new.shape:
+                    fresh = torch.empty_like(new)
+                    tensors[key] = nn.Parameter(fresh) if kind == "parameter" else fresh  # type: ignore[assignment]
+    model.load_state_dict(dict(state))
+    return model
+
+
+def _shrink_groups(module: nn.Conv2d, weight: Tensor) -> None:
+    """A depthwise convolution that lost channels has as many groups as it has channels left."""
+    if module.groups == module.out_channels == module.in_channels and module.groups > 1:
+        module.groups = weight.shape[0]

@@ -1,0 +1,1 @@
+"""What happened: facts about trials, and the folder that keeps them."""

@@ -1,0 +1,60 @@
+"""One process among those that train together: who it is, and the few things they do in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Process:
+    """Rank and device of this process.
+
+    Args:
+        permit: entered around every piece of work that would disturb a latency measurement on the same machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    permit: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value, on every rank. Returns at once on rank 0's arrival: never to be used to wait for work."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def together(self, model: nn.Module) -> nn.Module:
+        """The model as all ranks train it."""
+        if self.world_size == 1:
+            return model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with all of torch's generators seeded, and leave them as they were found."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
