@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,29 @@ INPUT, OUTPUT = "image", "logits"
 # The first operator set whose QuantizeLinear knows 4-bit integers.
 _OPSET = 21
 _PACKED_BITS = 4
+
+
+class FromPixels(nn.Module):
+    """A network that takes pixels in 0..255: whoever serves the file needs to know nothing about normalisation."""
+
+    NETWORK = "network"
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+        self.network = network
+
+    @classmethod
+    def of(cls, scale: Tensor, offset: Tensor) -> Callable[[nn.Module], FromPixels]:
+        """What wraps a network with these constants (1, C, 1, 1)."""
+        return lambda network: cls(network, scale, offset)
+
+    def forward(self, pixels_NCHW: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels_NCHW * self.scale + self.offset)
+        return logits
 
 
 def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
@@ -88,6 +111,7 @@ def export_quantized(
         if code.input_bits < 8:
             limits[tensor] = 2**code.input_bits - 1
     with _quiet():
+        constants = {"scale", "offset"}  # of FromPixels: whole pixels need no quantizer of their own
         quantize_static(
             str(plain),
             str(path),
@@ -97,6 +121,7 @@ def export_quantized(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=[node.name for node in proto.graph.node if constants & set(node.input)],
             extra_options={
                 "TensorQuantOverrides": overrides,
                 "QDQDisableWeightAdjustForInt32Bias": True,

@@ -20,7 +20,7 @@ class Quiet:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._turnstile = (folder / "turnstile.lock").open("a")
         self._room = (folder / "room.lock").open("a")
 

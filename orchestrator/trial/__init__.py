@@ -1,0 +1,1 @@
+"""One recipe from data to measured file. Needs neither ray nor mlflow: it also runs alone and under torchrun."""

@@ -1,0 +1,95 @@
+"""The stage store: what a stage made, kept under a hash of everything that it depends on.
+
+A folder `<key>/` is whole or absent. One process computes a key while the others wait for it; a failure is never kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orchestrator.results.files import exclusive
+from orchestrator.training.process import Process
+
+# Packages and libraries whose code decides what a stage makes.
+_KIT = ("data", "models", "training", "compression", "measure", "trial")
+_LIBRARIES = ("torch", "torchvision", "torch-pruning", "numpy", "onnx", "onnxscript", "onnxruntime")
+_TICK_S = 0.2
+
+
+def stage_key(name: str, settings: Any, parents: list[str], surroundings: dict[str, Any]) -> str:
+    """Hash of a stage's settings, its inputs' keys, what surrounds it (threads, world size, device), and our source."""
+    parts = [name, settings, parents, surroundings, source_hash(), library_versions()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of the torch kit's source."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for package in _KIT for path in (root / package).glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that compute."""
+    return {name: metadata.version(name) for name in _LIBRARIES}
+
+
+class StageStore:
+    """The folders of one store.
+
+    Args:
+        root: absolute; on storage that every worker of a gang sees.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def obtain(self, key: str, process: Process, make: Callable[[Path], None]) -> tuple[Path, bool]:
+        """The folder of a key, made if need be; returns whether it was there already.
+
+        Args:
+            make: called on every rank of the one gang that computes, with a folder that rank 0 fills.
+
+        Every rank calls this at the same point. Rank 0 decides hit or miss. While another gang computes, rank 0 tells the
+        others so five times a second: no rank idles inside a collective.
+        """
+        folder = self.root / key
+        while True:
+            if process.first:
+                with exclusive(self.root / f"{key}.lock", wait=False) as mine:
+                    there = folder.exists()
+                    state = process.agreed("hit" if there else "mine" if mine else "busy")
+                    if state == "mine":
+                        self._fill(folder, process, make)
+            else:
+                state = process.agreed(None)
+                if state == "mine":
+                    make(folder)
+                    process.agreed(None)
+            if state != "busy":
+                return folder, state == "hit"
+            time.sleep(_TICK_S)
+
+    def _fill(self, folder: Path, process: Process, make: Callable[[Path], None]) -> None:
+        """Make into a folder beside the place, and move it there whole."""
+        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+        partial.mkdir(parents=True)
+        try:
+            make(partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        process.agreed("written")
