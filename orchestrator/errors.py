@@ -72,6 +72,10 @@ class TrialStopped(OrchestratorError):  # noqa: N818 - an order to leave, not a 
     """Raised inside a trial, on every rank at the same step, when the search wants it to end."""
 
 
+class TrialAbandoned(OrchestratorError):  # noqa: N818
+    """Raised inside a trial, on every rank at the same step, when the sweep is interrupted: it will be run again."""
+
+
 def nearest_name(name: str, valid: list[str] | tuple[str, ...]) -> str | None:
     """Return the member of `valid` that looks most like `name`, or None when nothing does."""
     matches = get_close_matches(name, valid, n=1, cutoff=0.5)

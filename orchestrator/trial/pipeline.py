@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.errors import TrialError, TrialStopped, UnbuildableError
+from orchestrator.errors import TrialAbandoned, TrialError, TrialStopped, UnbuildableError
 from orchestrator.results.files import as_json, replace
 from orchestrator.results.trial_result import State, TrialResult
 from orchestrator.spec.objective import Constraint
@@ -44,6 +44,8 @@ def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
         work = Work(order, recipe, host, workshop, workshop.material(recipe.data, recipe.training.channels_last))
         measurements = _walk(work)
         return _result(order, host, work, "COMPLETE", started, measurements=measurements)
+    except TrialAbandoned:
+        raise
     except TrialStopped:
         return _result(order, host, work, "STOPPED", started)
     except UnbuildableError as error:

@@ -1,0 +1,1 @@
+"""Running a sweep on Ray. The only door to ray."""

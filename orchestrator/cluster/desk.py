@@ -1,0 +1,73 @@
+"""The desk: one Ray actor through which Tune's clients, the gangs and the driver talk. Its rules are in `ledger`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from orchestrator.cluster.ledger import Ledger, Order, Verdict
+
+_LONG_POLL_S = 0.8
+
+
+class Desk:
+    """An asynchronous actor: a question that has no answer yet waits for at most `_LONG_POLL_S`, then gets None."""
+
+    def __init__(self) -> None:
+        self._ledger = Ledger()
+        self._changed = asyncio.Condition()
+
+    async def submit(self, order: Order) -> None:
+        self._ledger.submit(order)
+        await self._announce()
+
+    async def arrive(self, gang: str, incarnation: str) -> None:
+        self._ledger.arrive(gang, incarnation)
+        await self._announce()
+
+    async def lease(self, gang: str, incarnation: str, rank: int, serial: int) -> Order | str | None:
+        return await self._answer(lambda: self._ledger.lease(gang, incarnation, rank, serial))
+
+    async def report(self, gang: str, number: int, event: dict[str, Any]) -> Verdict:
+        return self._ledger.report(gang, number, event)
+
+    async def finish(self, gang: str, number: int, outcome: dict[str, Any]) -> None:
+        self._ledger.finish(gang, number, outcome)
+        await self._announce()
+
+    async def outcome(self, number: int) -> dict[str, Any] | None:
+        """How an order ended, or None when nothing has been heard for a while."""
+        return await self._answer(lambda: self._ledger.outcomes.get(number))
+
+    async def stop(self, number: int) -> None:
+        self._ledger.stop(number)
+
+    async def abandon(self) -> None:
+        self._ledger.abandon()
+        await self._announce()
+
+    async def close(self) -> None:
+        self._ledger.close()
+        await self._announce()
+
+    async def running(self) -> dict[str, Any]:
+        """What the live display shows: the trials under way, and the gangs that have started."""
+        return {"trials": dict(self._ledger.latest), "gangs": len(self._ledger.gangs)}
+
+    async def _announce(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _answer(self, question: Any) -> Any:
+        deadline = time.monotonic() + _LONG_POLL_S
+        async with self._changed:
+            while (answer := question()) is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                try:
+                    await asyncio.wait_for(self._changed.wait(), left)
+                except TimeoutError:
+                    return None
+        return answer

@@ -1,0 +1,118 @@
+"""Who works on what: the rules of the desk, without Ray, time or threads.
+
+A gang's worker group has an incarnation, a new one each time Ray Train starts it. Its ranks ask for leases by serial number, so
+that each of them gets the same order whenever it asks, and no rank has to tell another.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MAX_ATTEMPTS = 3
+
+Verdict = Literal["go", "stop", "abandon"]
+CLOSED = "closed"
+
+Order = dict[str, Any]
+
+
+@dataclass
+class GangBook:
+    """What one gang has been given since its worker group started."""
+
+    incarnation: str = ""
+    leases: list[Order] = field(default_factory=list)
+    current: Order | None = None
+    restarts: int = -1
+
+
+class Ledger:
+    """Orders that wait, the one each gang works on, and how the others ended."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Order] = deque()
+        self.gangs: dict[str, GangBook] = {}
+        self.outcomes: dict[int, dict[str, Any]] = {}
+        self.latest: dict[int, dict[str, Any]] = {}
+        self.closed = False
+        self._abandoning = False
+        self._stopped: set[int] = set()
+        self._attempts: dict[int, int] = {}
+
+    def submit(self, order: Order) -> None:
+        """Queue an order, once."""
+        known = {queued["number"] for queued in self.waiting} | {b.current["number"] for b in self.gangs.values() if b.current}
+        if order["number"] in known or order["number"] in self.outcomes:
+            return
+        if self._abandoning:
+            self.outcomes[order["number"]] = {"outcome": "abandoned"}
+        else:
+            self.waiting.append(order)
+
+    def arrive(self, gang: str, incarnation: str) -> None:
+        """A worker group has started. What its predecessor left unfinished goes to the head of the queue, or is given up."""
+        book = self.gangs.setdefault(gang, GangBook())
+        if book.incarnation == incarnation:
+            return
+        left, restarts = book.current, book.restarts + 1
+        self.gangs[gang] = GangBook(incarnation=incarnation, restarts=restarts)
+        if left is None:
+            return
+        number = left["number"]
+        if self._attempts[number] >= MAX_ATTEMPTS:
+            message = f"its workers were lost {MAX_ATTEMPTS} times"
+            self.outcomes[number] = {"outcome": "failed", "class": "WorkerLost", "message": message, "traceback": ""}
+        elif self._abandoning:
+            self.outcomes[number] = {"outcome": "abandoned"}
+        else:
+            self.waiting.appendleft(left)
+
+    def lease(self, gang: str, incarnation: str, rank: int, serial: int) -> Order | str | None:
+        """The order with that serial number for every rank; None while there is none, CLOSED when there will be none."""
+        book = self.gangs[gang]
+        if incarnation != book.incarnation:
+            return CLOSED
+        if serial < len(book.leases):
+            return book.leases[serial]
+        if self.closed:
+            return CLOSED
+        if rank == 0 and self.waiting:
+            order = self.waiting.popleft()
+            number = order["number"]
+            self._attempts[number] = self._attempts.get(number, 0) + 1
+            book.current = {**order, "attempt": f"a{self._attempts[number]}"}
+            book.leases.append(book.current)
+            return book.current
+        return None
+
+    def report(self, gang: str, number: int, event: dict[str, Any]) -> Verdict:
+        """Note how far a trial is; returns whether it is to go on."""
+        self.latest[number] = {**event, "gang": gang}
+        if self._abandoning:
+            return "abandon"
+        return "stop" if number in self._stopped else "go"
+
+    def finish(self, gang: str, number: int, outcome: dict[str, Any]) -> None:
+        """A gang is done with an order: "written" (its result is on disk), "failed" or "abandoned"."""
+        self.outcomes[number] = outcome
+        self.latest.pop(number, None)
+        book = self.gangs[gang]
+        if book.current is not None and book.current["number"] == number:
+            book.current = None
+
+    def stop(self, number: int) -> None:
+        """End one trial at its next report."""
+        self._stopped.add(number)
+
+    def abandon(self) -> None:
+        """Give up everything that waits or runs: it can be run again later."""
+        self._abandoning = True
+        for order in self.waiting:
+            self.outcomes[order["number"]] = {"outcome": "abandoned"}
+        self.waiting.clear()
+
+    def close(self) -> None:
+        """No more orders; gangs leave when they next ask."""
+        self.closed = True

@@ -1,0 +1,295 @@
+"""READ FIRST: a sweep from its job to its last fact.
+
+    search asks -> proposal.json -> Tune starts a client -> desk -> gang -> result.json -> search is told -> observers
+
+Tune decides how many clients run and talks to the searcher; Ray Train owns the workers; the facts on disk are the only memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from orchestrator.cluster.capacity import num_gangs, worker_resources
+from orchestrator.cluster.connection import NAMESPACE, connected, prepare_environment
+from orchestrator.errors import OrchestratorError
+from orchestrator.results.store import Home, Sweep
+from orchestrator.results.trial_result import Proposal, TrialResult
+from orchestrator.search.optuna_sampler import OptunaSampler
+from orchestrator.search.sampler import Sampler, replay
+from orchestrator.spec.job import Job
+from orchestrator.spec.space import fill
+from orchestrator.trial.order import Order
+
+End = Literal["finished", "interrupted", "terminated", "out_of_time"]
+_FINISHED = "FINISHED"  # ray.tune.search.Searcher.FINISHED, held to it by a test
+_TICK_S = 0.5
+
+
+class Observer(Protocol):
+    """Is told what happens, in the driver, in order. Must return at once and raise nothing."""
+
+    def phase(self, text: str) -> None:
+        """Something that takes seconds begins."""
+
+    def proposed(self, proposal: Proposal) -> None:
+        """A trial was asked for."""
+
+    def ended(self, result: TrialResult) -> None:
+        """A trial's result is on disk."""
+
+    def running(self, trials: dict[int, dict[str, Any]]) -> None:
+        """How far the trials under way are; about twice a second."""
+
+
+@dataclass
+class Director:
+    """Decides what Tune is given next. Plain Python: the sampler, the facts and the budget, without Ray."""
+
+    job: Job
+    sweep: Sweep
+    sampler: Sampler
+    stages: Path
+    observers: Sequence[Observer]
+    slots: int = 1
+    desk: str = ""
+    stopping: bool = False
+    _next: int = 0
+    _again: list[Proposal] = field(default_factory=list)
+    _in_flight: set[int] = field(default_factory=set)
+
+    def recall(self) -> None:
+        """Take in the facts: what ended is told to the sampler, what did not is run again."""
+        proposals, results = self.sweep.proposals(), self.sweep.results()
+        replay(self.sampler, proposals, results)
+        ended = {result.number for result in results}
+        self._again = [proposal for proposal in proposals if proposal.number not in ended]
+        self._next = len(proposals)
+
+    @property
+    def remaining(self) -> int:
+        """Trials that are still to be run."""
+        return len(self._again) + max(0, self.job.budget.trials - self._next)
+
+    def next_config(self) -> dict[str, Any] | str | None:
+        """Tune's next trial; nothing while every gang has one and one more waits."""
+        if self.stopping or self.remaining == 0:
+            return _FINISHED
+        if len(self._in_flight) > self.slots:
+            return None
+        proposal = self._again.pop(0) if self._again else self._propose()
+        self._in_flight.add(proposal.number)
+        for observer in self.observers:
+            observer.proposed(proposal)
+        order = self._order(proposal)
+        return {"number": proposal.number, "order": order, "desk": self.desk, "namespace": NAMESPACE}
+
+    def ended(self, number: int, outcome: dict[str, Any] | None) -> None:
+        """Tell the sampler and the observers what the facts say."""
+        self._in_flight.discard(number)
+        result = self.sweep.result(number)
+        if result is None:
+            if outcome is None or outcome["outcome"] != "failed":
+                return  # given up, not ended: it will be run again
+            failure = {key: str(outcome[key]) for key in ("class", "message", "traceback")}
+            proposal = next(known for known in self.sweep.proposals() if known.number == number)
+            now = time.time()
+            result = TrialResult(number, "FAILED", proposal.choice, failure=failure, seed=self.job.seed, started=now, ended=now)
+            self.sweep.finish(result)
+        self.sampler.tell(result)
+        for observer in self.observers:
+            observer.ended(result)
+
+    def _propose(self) -> Proposal:
+        number = self._next
+        if number == 0:
+            baseline = self.job.space.baseline(self.job.recipe)
+            proposal = Proposal(0, baseline or {}, self.job.recipe.model_dump(mode="json"), source="baseline")
+            self.sampler.know(proposal)
+        else:
+            choice = self.sampler.ask(number)
+            proposal = Proposal(number, choice, fill(self.job.recipe, choice).model_dump(mode="json"))
+        self.sweep.propose(proposal)
+        self._next += 1
+        return proposal
+
+    def _order(self, proposal: Proposal) -> str:
+        resources = self.job.resources
+        order = Order(
+            number=proposal.number,
+            choice=proposal.choice,
+            recipe=proposal.recipe,
+            constraints={metric: bound.model_dump() for metric, bound in self.job.constraints.items()},
+            sweep_seed=self.job.seed,
+            folder=str(self.sweep.trial_folder(proposal.number)),
+            stages=str(self.stages),
+            threads=resources.threads_per_worker,
+            device="cuda" if resources.gpus_per_worker > 0 else "cpu",
+        )
+        return json.dumps(order.to_json())
+
+
+def run_sweep(
+    job: Job, home: Home, sweep: Sweep, observers: Sequence[Observer], *, address: str | None = None, verbose: bool = False
+) -> End:
+    """Run what is left of a sweep, in the foreground, on the calling (main) thread.
+
+    Returns how it ended; everything that happened is in the sweep's folder.
+
+    Raises:
+        OrchestratorError: Ray cannot be reached, the job does not fit, or every gang was lost.
+    """
+    director = Director(job, sweep, OptunaSampler(job), home.stages, observers)
+    director.recall()
+    if director.remaining == 0:
+        return "finished"
+    _say(observers, "starting Ray")
+    prepare_environment(home.path, local=address is None)
+    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="orchestrator-") as scratch:
+        # Importing torch and Ray Train takes as long as starting Ray: side by side, and whole before threads import the rest.
+        imported = pool.submit(importlib.import_module, "orchestrator.cluster.gang")
+        with connected(address, verbose=verbose) as cluster:
+            imported.result()
+            return _Performance(director, cluster, Path(scratch), verbose=verbose).play()
+
+
+class _Performance:
+    """The moving parts of one sweep: desk, gangs, Tune, the clock and the signals."""
+
+    def __init__(self, director: Director, cluster: dict[str, float], scratch: Path, *, verbose: bool) -> None:
+        self.director, self.scratch, self.verbose = director, scratch, verbose
+        resources = director.job.resources
+        director.slots = num_gangs(resources, cluster, director.remaining)
+        director.desk = f"desk-{uuid.uuid4().hex[:8]}"
+        self.workers, self.resources = resources.workers_per_gang, worker_resources(resources)
+        self.end: End = "finished"
+        self.over = threading.Event()
+        self.lost: list[BaseException] = []
+
+    def play(self) -> End:
+        """Start the gangs and Tune side by side; end when Tune has nothing more to run."""
+        import ray
+
+        from orchestrator.cluster.desk import Desk
+
+        director = self.director
+        self.desk: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).options(name=director.desk).remote()
+        _say(director.observers, f"starting {director.slots} gang{'s' if director.slots > 1 else ''} of {self.workers}")
+        gangs = [threading.Thread(target=self._gang, args=(f"g{index}",), daemon=True) for index in range(director.slots)]
+        clock = threading.Thread(target=self._watch, daemon=True)
+        for thread in (*gangs, clock):
+            thread.start()
+        try:
+            with self._signals():
+                self._tune()
+        finally:
+            self.over.set()
+            ray.get(self.desk.close.remote())
+            for gang in gangs:
+                gang.join(timeout=20 if self.end == "finished" else 5)
+            clock.join()
+        if self.lost and director.remaining and self.end == "finished":
+            raise OrchestratorError(f"every gang was lost; the last said: {self.lost[-1]}") from self.lost[-1]
+        return self.end
+
+    def _tune(self) -> None:
+        from ray import tune
+
+        from orchestrator.cluster.searcher import close_conversation, open_conversation
+        from orchestrator.cluster.trainable import GangClient
+
+        token = uuid.uuid4().hex
+        on_head = tune.PlacementGroupFactory([{"node:__internal_head__": 0.0001}])
+        try:
+            tune.Tuner(
+                tune.with_resources(GangClient, on_head),
+                tune_config=tune.TuneConfig(
+                    num_samples=self.director.remaining,
+                    search_alg=open_conversation(token, self.director),
+                    reuse_actors=True,
+                    max_concurrent_trials=None,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(self.scratch),
+                    verbose=2 if self.verbose else 0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        finally:
+            close_conversation(token)
+
+    def _gang(self, name: str) -> None:
+        """One thread: keep one gang until the desk closes."""
+        from orchestrator.cluster.gang import run_gang
+
+        settings = {"desk": self.director.desk, "namespace": NAMESPACE, "stages": str(self.director.stages)}
+        try:
+            run_gang(name, self.workers, self.resources, self.scratch / name, settings)
+        except Exception as error:  # noqa: BLE001 - a thread has nobody to raise to; play() raises it
+            self.lost.append(error)
+            if len(self.lost) == self.director.slots and not self.over.is_set():
+                self.leave("finished")
+
+    def leave(self, end: End) -> None:
+        """Give up what is under way; it can be resumed."""
+        import ray
+
+        if self.director.stopping:
+            return
+        self.end, self.director.stopping = end, True
+        ray.get(self.desk.abandon.remote())
+
+    def _watch(self) -> None:
+        """One thread: the wall clock, and what the live display shows."""
+        import ray
+
+        hours = self.director.job.budget.hours
+        deadline = None if hours is None else time.monotonic() + hours * 3600
+        while not self.over.wait(_TICK_S):
+            running = ray.get(self.desk.running.remote())
+            for observer in self.director.observers:
+                observer.running(running["trials"])
+            if deadline is not None and time.monotonic() > deadline:
+                _say(self.director.observers, "out of time")
+                self.leave("out_of_time")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C or SIGTERM once ends the sweep at the next report of each trial; a second Ctrl-C ends it now."""
+
+        def handle(number: int, _: Any) -> None:
+            if self.director.stopping:
+                raise KeyboardInterrupt
+            _say(self.director.observers, "stopping; what has ended is kept")
+            end: End = "interrupted" if number == signal.SIGINT else "terminated"
+            # Not from here: the handler may have interrupted a call of Ray's that holds its locks.
+            threading.Thread(target=self.leave, args=(end,), daemon=True).start()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _say(observers: Sequence[Observer], text: str) -> None:
+    for observer in observers:
+        observer.phase(text)
+

@@ -1,0 +1,35 @@
+"""What Tune starts for a trial: a thin client of a gang. It holds no model and imports no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ray
+from ray import tune
+
+
+class GangClient(tune.Trainable):  # type: ignore[misc]
+    """Hands an order to the desk and asks how it ends, in steps short enough for Tune to interrupt."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config, self._submitted = config, False
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        desk = ray.get_actor(self._config["desk"], namespace=self._config["namespace"])
+        if not self._submitted:
+            # Not in setup: Tune also sets up spare actors for trials that have ended.
+            ray.get(desk.submit.remote(json.loads(self._config["order"])))
+            self._submitted = True
+        outcome = ray.get(desk.outcome.remote(self._config["number"]))
+        return {"done": outcome is not None, "outcome": json.dumps(outcome)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial's state is in the sweep's folder and the stage store."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing."""

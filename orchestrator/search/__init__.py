@@ -1,0 +1,1 @@
+"""Proposing recipes. The only door to optuna."""

@@ -1,0 +1,30 @@
+"""The port through which a sweep searches, and how a search is brought back from its facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from orchestrator.results.trial_result import Proposal, TrialResult
+from orchestrator.spec.space import Choice
+
+
+class Sampler(Protocol):
+    """Proposes points of a search space, and is told how they ended."""
+
+    def ask(self, number: int) -> Choice:
+        """The point of proposal `number`. The same facts in the same order give the same point."""
+
+    def tell(self, result: TrialResult) -> None:
+        """Take in how a proposal ended."""
+
+    def know(self, proposal: Proposal) -> None:
+        """Take in a proposal that was made before, as if it had just been asked for."""
+
+
+def replay(sampler: Sampler, proposals: Iterable[Proposal], results: Iterable[TrialResult]) -> None:
+    """Bring a fresh sampler to where the facts leave it: every proposal by number, then every end by the time it came."""
+    for proposal in sorted(proposals, key=lambda proposal: proposal.number):
+        sampler.know(proposal)
+    for result in sorted(results, key=lambda result: (result.ended, result.number)):
+        sampler.tell(result)
