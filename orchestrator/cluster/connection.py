@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def prepare_environment(home: Path, *, local: bool) -> None:
     """Set Ray's variables, and for a local cluster a token of its own, readable by this user alone."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if local:
+        # About ten processes import torch or ray. Container images often forbid Python to keep what it compiled, which then
+        # costs each of them seconds, every time.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
     if local and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         token = home / "ray-token"
         if not token.exists():

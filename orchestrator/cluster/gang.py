@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import traceback
 import uuid
 from contextlib import AbstractContextManager
@@ -64,7 +65,8 @@ def serve(settings: dict[str, Any]) -> None:
     ray.get(desk.arrive.remote(gang, incarnation))
     workshop = Workshop(StageStore(Path(settings["stages"])), process)
     host = GangHost(desk, gang, process, quiet)
-    _warm_up()
+    threading.Thread(target=_warm_up, daemon=True).start()
+    gc.freeze()  # what was imported stays: the collections between trials need not look at it
     serial = 0
     while True:
         lease = ray.get(desk.lease.remote(gang, incarnation, process.rank, serial))
@@ -98,12 +100,10 @@ def _serve_one(order: Order, host: GangHost, workshop: Workshop) -> None:
 
 
 def _warm_up() -> None:
-    """Import what the first trial would otherwise wait for."""
+    """Import what the first trial will need late, while it trains."""
     import onnxruntime.quantization  # noqa: F401
     import onnxscript  # noqa: F401
     import torch_pruning  # noqa: F401
-
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)  # the first optimizer of a process imports torch._dynamo
 
 
 def _reset(process: Process) -> None:

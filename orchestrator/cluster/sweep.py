@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import signal
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +63,7 @@ class Director:
     observers: Sequence[Observer]
     slots: int = 1
     desk: str = ""
+    submit: Callable[[Order], None] = lambda order: None
     stopping: bool = False
     _next: int = 0
     _again: list[Proposal] = field(default_factory=list)
@@ -92,8 +92,8 @@ class Director:
         self._in_flight.add(proposal.number)
         for observer in self.observers:
             observer.proposed(proposal)
-        order = self._order(proposal)
-        return {"number": proposal.number, "order": order, "desk": self.desk, "namespace": NAMESPACE}
+        self.submit(self._order(proposal))
+        return {"number": proposal.number, "desk": self.desk, "namespace": NAMESPACE}
 
     def ended(self, number: int, outcome: dict[str, Any] | None) -> None:
         """Tell the sampler and the observers what the facts say."""
@@ -124,9 +124,9 @@ class Director:
         self._next += 1
         return proposal
 
-    def _order(self, proposal: Proposal) -> str:
+    def _order(self, proposal: Proposal) -> Order:
         resources = self.job.resources
-        order = Order(
+        return Order(
             number=proposal.number,
             choice=proposal.choice,
             recipe=proposal.recipe,
@@ -137,7 +137,6 @@ class Director:
             threads=resources.threads_per_worker,
             device="cuda" if resources.gpus_per_worker > 0 else "cpu",
         )
-        return json.dumps(order.to_json())
 
 
 def run_sweep(
@@ -185,6 +184,8 @@ class _Performance:
 
         director = self.director
         self.desk: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).options(name=director.desk).remote()
+        # Straight from here: a gang need not wait until Tune has started the client that will wait for the outcome.
+        director.submit = lambda order: ray.get(self.desk.submit.remote(order.to_json()))
         _say(director.observers, f"starting {director.slots} gang{'s' if director.slots > 1 else ''} of {self.workers}")
         gangs = [threading.Thread(target=self._gang, args=(f"g{index}",), daemon=True) for index in range(director.slots)]
         clock = threading.Thread(target=self._watch, daemon=True)
@@ -258,8 +259,12 @@ class _Performance:
 
         hours = self.director.job.budget.hours
         deadline = None if hours is None else time.monotonic() + hours * 3600
+        started = 0
         while not self.over.wait(_TICK_S):
             running = ray.get(self.desk.running.remote())
+            if running["gangs"] > started:
+                started = running["gangs"]
+                _say(self.director.observers, f"{started} of {self.director.slots} gangs started")
             for observer in self.director.observers:
                 observer.running(running["trials"])
             if deadline is not None and time.monotonic() > deadline:

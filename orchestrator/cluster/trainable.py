@@ -10,10 +10,10 @@ from ray import tune
 
 
 class GangClient(tune.Trainable):  # type: ignore[misc]
-    """Hands an order to the desk and asks how it ends, in steps short enough for Tune to interrupt."""
+    """Asks the desk how an order ends, in steps short enough for Tune to interrupt. The order itself is there already."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._config, self._submitted = config, False
+        self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
@@ -21,10 +21,6 @@ class GangClient(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         desk = ray.get_actor(self._config["desk"], namespace=self._config["namespace"])
-        if not self._submitted:
-            # Not in setup: Tune also sets up spare actors for trials that have ended.
-            ray.get(desk.submit.remote(json.loads(self._config["order"])))
-            self._submitted = True
         outcome = ray.get(desk.outcome.remote(self._config["number"]))
         return {"done": outcome is not None, "outcome": json.dumps(outcome)}
 

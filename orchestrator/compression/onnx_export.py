@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from orchestrator.compression.fake_quantize import LayerCodes
 from orchestrator.errors import UnbuildableError
@@ -23,6 +24,9 @@ INPUT, OUTPUT = "image", "logits"
 # The first operator set whose QuantizeLinear knows 4-bit integers.
 _OPSET = 21
 _PACKED_BITS = 4
+
+# How torch's layers print their widths: `16, 32, kernel_size=...`, `in_features=64, out_features=10`, `32, eps=...`.
+_WIDTHS = re.compile(r"^\d+(, \d+)?, |(in|out)_features=\d+, ")
 
 
 class FromPixels(nn.Module):
@@ -52,13 +56,31 @@ def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write `model` (batch norms folded) as ONNX with inputs "image" (N, C, H, W) and outputs "logits" (N, classes).
 
     The file holds no names, paths or stack traces of this machine: its size depends on the network alone.
+
+    Tracing and translating takes seconds, and the trials of a sweep differ in widths and weights, seldom in wiring. So the graph
+    of a wiring is kept and its weights are replaced; the outcome is compared with the network, and translated anew if it differs.
     """
     import onnx
 
+    model = model.eval().cpu().float()
+    images = example.cpu().float().repeat(2, 1, 1, 1).contiguous()
+    wiring = _wiring(model, tuple(images.shape))
+    proto = _rewired(_graphs[wiring], model) if wiring in _graphs else None
+    if proto is None or not _agrees(proto, model, images):
+        proto = _translated(model, images)
+        _graphs[wiring] = proto
+    onnx.save(proto, str(path))
+
+
+_graphs: dict[str, Any] = {}
+
+
+def _translated(model: nn.Module, images: Tensor) -> Any:
+    """The network as an ONNX ModelProto, by torch's exporter."""
     with _quiet():
         program = torch.onnx.export(
-            model.eval().cpu().float(),
-            (example.cpu().float().repeat(2, 1, 1, 1).contiguous(),),
+            model,
+            (images,),
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -70,7 +92,49 @@ def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
         raise UnbuildableError("the network cannot be exported to ONNX")
     proto = program.model_proto
     _strip(proto)
-    onnx.save(proto, str(path))
+    return proto
+
+
+def _wiring(model: nn.Module, shape: tuple[int, ...]) -> str:
+    """What decides a network's graph apart from the sizes and values of its weights."""
+    code = [module.code for module in model.modules() if isinstance(module, fx.GraphModule)]
+    leaves = [
+        f"{name}: {type(module).__name__}({_WIDTHS.sub('', module.extra_repr())})"
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    return "\n".join([str(shape), *code, *leaves])
+
+
+def _rewired(graph: Any, model: nn.Module) -> Any:
+    """A copy of a graph with this network's weights."""
+    from onnx import ModelProto, numpy_helper
+
+    proto = ModelProto()
+    proto.CopyFrom(graph)
+    state = model.state_dict()
+    for initializer in proto.graph.initializer:
+        if (weight := state.get(initializer.name)) is not None:
+            initializer.CopyFrom(numpy_helper.from_array(weight.numpy(), initializer.name))
+    return proto
+
+
+def _agrees(proto: Any, model: nn.Module, images: Tensor) -> bool:
+    """Whether a graph computes what the network computes, on noise."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
+
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) * 255.0
+    with torch.no_grad():
+        expected = model(noise).numpy()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        got = session.run(None, {INPUT: noise.numpy()})[0]
+    except (Fail, InvalidArgument, InvalidGraph, RuntimeException):
+        return False
+    return got.shape == expected.shape and bool(np.abs(got - expected).max() <= 1e-3 * max(1.0, np.abs(expected).max()))
 
 
 def export_quantized(

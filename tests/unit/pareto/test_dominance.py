@@ -33,7 +33,7 @@ def peeled(count: int, beats: Callable[[int, int], bool]) -> list[int]:
     return [ranks[index] for index in range(count)]
 
 
-@settings(deadline=None, max_examples=70)
+@settings(deadline=None, max_examples=50)
 @given(VALUES)
 def test_mask_is_what_the_definition_says(values):
     expected = [not any(dominates(other, point) for other in values) for point in values]
@@ -42,7 +42,7 @@ def test_mask_is_what_the_definition_says(values):
     assert mask.tolist() == expected
 
 
-@settings(deadline=None, max_examples=70)
+@settings(deadline=None, max_examples=50)
 @given(VALUES)
 def test_ranks_are_what_peeling_gives(values):
     ranks = non_dominated_ranks(values)
@@ -51,7 +51,7 @@ def test_ranks_are_what_peeling_gives(values):
     assert ((ranks == 0) == non_dominated_mask(values)).all()
 
 
-@settings(deadline=None, max_examples=70)
+@settings(deadline=None, max_examples=50)
 @given(VALUES, st.data())
 def test_constrained_ranks_are_what_peeling_gives(values, data):
     amounts = data.draw(hnp.arrays(np.float64, len(values), elements=st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0])))
@@ -64,7 +64,7 @@ def test_constrained_ranks_are_what_peeling_gives(values, data):
     assert constrained_ranks(values, amounts).tolist() == peeled(len(values), beats)
 
 
-@settings(deadline=None, max_examples=70)
+@settings(deadline=None, max_examples=50)
 @given(VALUES, st.randoms(use_true_random=False))
 def test_order_of_the_points_does_not_matter(values, random):
     order = random.sample(range(len(values)), len(values))

@@ -82,7 +82,7 @@ def test_knees_that_differ_by_rounding_are_equal():
     assert knee_index(values) == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(VALUES)
 def test_knee_is_the_definition_in_two_objectives(values):
     front = front_of(values[:, :1].repeat(2, axis=1) * [1.0, -1.0] if values.shape[1] == 1 else values[:, :2])
@@ -120,7 +120,7 @@ def test_equal_scores_go_to_the_lowest_index():
     assert weighted_index(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([2.0, 2.0])) == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(VALUES, st.data())
 def test_weighted_is_the_definition(values, data):
     front = front_of(values)
@@ -154,7 +154,7 @@ def test_representatives_leave_duplicates_to_the_end():
     assert representatives(values, 5) == [0, 4, 2, 1, 3]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(VALUES, st.integers(1, 15))
 def test_representatives_are_different_and_nested(values, k):
     front = front_of(values)
