@@ -28,7 +28,9 @@ class LayerCodes:
     input_bits: int
 
 
-def insert_quantizers(model: nn.Module, weight_bits: int, activation_bits: int, first_last_8bit: bool) -> fx.GraphModule:
+def insert_quantizers(
+    model: nn.Module, weight_bits: int, activation_bits: int, first_last_8bit: bool
+) -> fx.GraphModule:
     """A traced copy of `model` with a quantizer on the weight and on the input of every convolution and linear layer.
 
     Layers that read the same tensor share its quantizer, and so does everything else that reads it.

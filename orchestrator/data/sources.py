@@ -112,7 +112,9 @@ def _torchvision(source: Source, split: str) -> Iterator[tuple[Image, int]]:
     make = getattr(datasets, source.name or "")
     which = {"split": split} if source.name in ("SVHN", "STL10") else {"train": split == "train"}
     try:
-        dataset = make(root=source.path or str(Path.home() / ".cache" / "torchvision"), download=source.download, **which)
+        dataset = make(
+            root=source.path or str(Path.home() / ".cache" / "torchvision"), download=source.download, **which
+        )
     except RuntimeError as error:
         raise DataError(f"{source.name} must be on disk, or data.download must be true: {error}") from None
     for image, label in dataset:
@@ -125,7 +127,11 @@ def _files(source: Source, split: str) -> list[Path]:
     if source.kind == "parquet":
         return [*root.glob(f"{split}.parquet"), *root.glob(f"{split}-*.parquet"), *root.glob(f"{split}/*.parquet")]
     if source.kind == "imagefolder":
-        return [path for path in (root / split).glob("*/*") if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp", ".webp"}]
+        return [
+            path
+            for path in (root / split).glob("*/*")
+            if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+        ]
     return []
 
 

@@ -76,7 +76,9 @@ class OptunaSampler:
         """GP and NSGA read complete trials only: told with the worst values seen, and a constraint that is broken."""
         self._constrain(trial, {}, buildable=False)
         worst = self._worst or [0.0] * len(self._job.objectives)
-        self._study.tell(trial, [objective.cost(cost) for objective, cost in zip(self._job.objectives, worst, strict=True)])
+        self._study.tell(
+            trial, [objective.cost(cost) for objective, cost in zip(self._job.objectives, worst, strict=True)]
+        )
 
     def _constrain(self, trial: optuna.Trial, amounts: Mapping[str, float], *, buildable: bool) -> None:
         """Every trial sets every constraint: one that sets none would count as feasible."""
@@ -114,7 +116,9 @@ def _suggested(trial: optuna.Trial, path: str, domain: Domain) -> Value:
             step = None if domain.step is None else float(domain.step)
             return trial.suggest_float(path, domain.low, domain.high, log=domain.log, step=step)
         case "int":
-            return trial.suggest_int(path, int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
+            return trial.suggest_int(
+                path, int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1)
+            )
         case "choice":
             choice: Value = trial.suggest_categorical(path, domain.choices or [])
             return choice

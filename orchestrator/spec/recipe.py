@@ -66,7 +66,9 @@ class ModelSettings(Strict):
     @classmethod
     def _known_model(cls, name: str) -> str:
         if name not in MODEL_NAMES:
-            raise violation("be cifar_resnet20 or a classification model of torchvision", nearest_name(name, MODEL_NAMES))
+            raise violation(
+                "be cifar_resnet20 or a classification model of torchvision", nearest_name(name, MODEL_NAMES)
+            )
         return name
 
 
@@ -144,4 +146,3 @@ class Recipe(Strict):
     pruning: PruningSettings = PruningSettings()
     quantization: QuantizationSettings = QuantizationSettings()
     measurement: MeasurementSettings = MeasurementSettings()
-

@@ -39,7 +39,11 @@ def train_teacher(work: Work) -> Network | None:
 def train_student(work: Work, teacher: Network | None) -> Network:
     """The dense student: on labels alone, or with the teacher as well."""
     recipe = work.recipe
-    settings = {"model": recipe.model.model_dump(), "training": recipe.training.model_dump(), **_distillation(work, teacher)}
+    settings = {
+        "model": recipe.model.model_dump(),
+        "training": recipe.training.model_dump(),
+        **_distillation(work, teacher),
+    }
 
     def make(seed: int) -> nn.Module:
         model, training = work.fresh(recipe.model), recipe.training
@@ -65,7 +69,11 @@ def prune(work: Work, student: Network, teacher: Network | None) -> Network:
         return model
 
     return work.network_stage(
-        "pruned", settings, [student.key, *_keys(teacher)], make, lambda state: reshape_to(work.fresh(work.recipe.model), state)
+        "pruned",
+        settings,
+        [student.key, *_keys(teacher)],
+        make,
+        lambda state: reshape_to(work.fresh(work.recipe.model), state),
     )
 
 

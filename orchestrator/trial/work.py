@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from orchestrator.compression.distillation import make_loss
+from orchestrator.models.build import build
 from orchestrator.results.files import as_json
 from orchestrator.results.trial_result import StageRecord
 from orchestrator.spec.recipe import ModelSettings, Recipe, TrainingSettings
-from orchestrator.models.build import build
 from orchestrator.training.loop import Fit, accuracy, fit
 from orchestrator.training.process import Process, seeded
 from orchestrator.trial.host import TrialHost
@@ -87,7 +87,9 @@ class Work:
             if self.process.first:
                 state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
                 save_file(state, folder / "model.safetensors")
-                (folder / "meta.json").write_bytes(as_json({"stage": name, "settings": settings, "curve": self.curve[first:]}))
+                (folder / "meta.json").write_bytes(
+                    as_json({"stage": name, "settings": settings, "curve": self.curve[first:]})
+                )
 
         folder, cached = self.workshop.store.obtain(key, self.process, fill)
         model = rebuild(load_file(folder / "model.safetensors", device=str(self.process.device)))
@@ -109,10 +111,19 @@ class Work:
         return stage_key(name, settings, parents, surroundings)
 
     def train(
-        self, name: str, model: nn.Module, settings: TrainingSettings, teacher: nn.Module | None, *, epochs: int, rate: float
+        self,
+        name: str,
+        model: nn.Module,
+        settings: TrainingSettings,
+        teacher: nn.Module | None,
+        *,
+        epochs: int,
+        rate: float,
     ) -> None:
         """Train `model` in place with the recipe's loss, and note its curve."""
-        batch_size = min(settings.batch_size, len(self.material.train) // self.process.world_size * self.process.world_size)
+        batch_size = min(
+            settings.batch_size, len(self.material.train) // self.process.world_size * self.process.world_size
+        )
         how = Fit(
             epochs,
             rate,
@@ -153,5 +164,3 @@ class Work:
     def timed(self, name: str, clock: float, started: float) -> None:
         """Record a stage that is not stored."""
         self.stages.append(StageRecord(name, "", time.perf_counter() - clock, False, started))
-
-

@@ -95,5 +95,3 @@ def source_of(data: DataSettings) -> Source:
     return Source(
         data.source, data.path, data.name, data.download, data.image_column, data.label_column, data.image_size
     )
-
-

@@ -1,0 +1,87 @@
+"""`orchestrator pick SWEEP`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from orchestrator.cli.options import home_option, load_sweep, output_option, shown
+from orchestrator.errors import UsageError
+
+
+@click.command(
+    "pick",
+    epilog="Examples: orchestrator pick quickstart --knee --register digits | orchestrator pick quickstart --weights accuracy=3,size_bytes=1",
+)
+@click.argument("sweep")
+@click.option("--knee", is_flag=True, help="The point furthest below the plane through the front's extremes.")
+@click.option("--trial", metavar="ID", help="This trial, e.g. t0007.")
+@click.option("--best", metavar="METRIC", help="The best by one objective.")
+@click.option("--weights", metavar="M=W,...", help="The best by weighted objectives.")
+@click.option("--register", "name", metavar="NAME", help="Register it as the next version of this model in MLflow.")
+@click.option("--alias", default="champion", show_default=True, help="Alias that the version gets.")
+@home_option
+@output_option
+def command(
+    sweep: str,
+    knee: bool,
+    trial: str | None,
+    best: str | None,
+    weights: str | None,
+    name: str | None,
+    alias: str,
+    home: str | None,
+    output: str,
+) -> None:
+    """Choose a model of SWEEP, evaluate the test split for it once, and register it if asked.
+
+    A second pick of the same trial reads the record. Every other model that is tested is a chance to fool oneself: how many
+    were is said, and recorded.
+    """
+    if sum([knee, trial is not None, best is not None, weights is not None]) != 1:
+        raise UsageError("must give exactly one of --knee, --trial, --best, --weights")
+    place, found, job, front = load_sweep(home, sweep)
+    from orchestrator.delivery.pick import Wish, choose, open_test_once, register_pick
+
+    result = choose(front, Wish(knee, trial, best, _weights(weights)))
+    test, recorded = open_test_once(place, found, result)
+    others = [other for other in found.tested_trials() if other != result.id]
+    if others:
+        click.echo(f"warning: the test split was opened for {', '.join(others)} of this sweep as well", err=True)
+    version = register_pick(place, found, job, result, test, name, alias) if name else None
+    file = found.trial_folder(result.number) / "model.onnx"
+    if output == "json":
+        told = {
+            "trial": result.id,
+            "file": str(file),
+            "measurements": result.measurements,
+            "choice": result.choice,
+            "test": test,
+        }
+        click.echo(json.dumps(told | {"version": vars(version) if version else None}, indent=1))
+        return
+    click.echo(f"{result.id}  {file}")
+    for objective in job.objectives:
+        click.echo(f"  {objective.metric:<24}{shown(result.measurements[objective.metric])}")
+    click.echo(
+        f"  {'test accuracy':<24}{shown(test['accuracy'])}  ({test['num_test_samples']} images{', as recorded' if recorded else ''})"
+    )
+    if version is not None:
+        click.echo(f"registered {version.name} version {version.version} as {version.uri} in {version.tracking_uri}")
+
+
+def _weights(text: str | None) -> dict[str, float] | None:
+    """`a=1,b=2` as a mapping."""
+    if text is None:
+        return None
+    weights = {}
+    for part in text.split(","):
+        metric, _, number = part.partition("=")
+        try:
+            weights[metric.strip()] = float(number)
+        except ValueError:
+            raise UsageError(f"--weights must look like metric=number,metric=number; given {part!r}") from None
+    if any(weight < 0 for weight in weights.values()) or sum(weights.values()) <= 0:
+        raise UsageError(f"--weights must be 0 or more, and one above 0; given {text!r}")
+    return weights

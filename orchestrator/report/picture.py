@@ -1,0 +1,47 @@
+"""The front as a picture, for a README or a chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.pareto.front import Front
+
+
+def draw_front(front: Front, title: str, path: Path) -> None:
+    """Draw the first objective over each of the others as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metrics = [objective.metric for objective in front.objectives]
+    figure = Figure(figsize=(5.2 * (len(metrics) - 1), 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    on_front = {point.number for point in front.points}
+    for axes, x in zip(figure.subplots(1, len(metrics) - 1, squeeze=False)[0], metrics[1:], strict=True):
+        others = [result for result in front.results if result.number not in on_front]
+        for results, look in (
+            (others, {"color": "#B0B0B0", "s": 22, "label": "dominated"}),
+            (front.points, {"color": "#0072B2", "s": 42, "label": "front", "zorder": 3}),
+            (
+                [r for r in front.results if r.number == 0],
+                {"color": "#D55E00", "s": 130, "marker": "*", "label": "baseline", "zorder": 4},
+            ),
+            (
+                [front.knee] if front.knee else [],
+                {
+                    "facecolors": "none",
+                    "edgecolors": "#0072B2",
+                    "s": 150,
+                    "linewidths": 1.5,
+                    "label": "knee",
+                    "zorder": 5,
+                },
+            ),
+        ):
+            axes.scatter([r.measurements[x] for r in results], [r.measurements[metrics[0]] for r in results], **look)
+        axes.set(xlabel=x, ylabel=metrics[0], xscale="log")
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, format="png")
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""Showing results in MLflow. The only door to mlflow; everything here can be rebuilt from the facts."""
