@@ -61,7 +61,8 @@ class SweepDisplay:
     def _outcome(self, result: TrialResult) -> str:
         if result.state != "COMPLETE":
             failure = result.failure or {"class": "", "message": ""}
-            return f"{result.id} {result.state}: {failure['class']}: {failure['message'].splitlines()[0][:120] if failure['message'] else ''}"
+            message = (failure["message"].splitlines() or [""])[0][:120]
+            return f"{result.id} {result.state}: {failure['class']}: {message}"
         values = ", ".join(f"{o.metric} {result.measurements[o.metric]:.4g}" for o in self._job.objectives)
         return f"{result.id} {values}" + ("" if result.feasible else " (breaks a constraint)")
 

@@ -55,9 +55,7 @@ def print_front(sweep: Sweep, front: Front, output: str) -> None:
         ]
         print_table(["trial", *metrics, *(path.split(".", 1)[1] for path in paths)], rows)
     if not front.points:
-        raise NoFeasibleTrialError(
-            f"sweep {sweep.name!r} has no trial that is complete and feasible: {counts_text(front)}"
-        )
+        raise NoFeasibleTrialError(f"sweep {sweep.name!r} has no trial that is complete and feasible: {counts_text(front)}")
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -73,9 +71,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def counts_text(front: Front) -> str:
     """`24 complete, 1 failed`."""
-    return (
-        ", ".join(f"{count} {state.lower()}" for state, count in front.counts.items() if count) or "no trial has ended"
-    )
+    return ", ".join(f"{count} {state.lower()}" for state, count in front.counts.items() if count) or "no trial has ended"
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,8 @@ from orchestrator.errors import UsageError
 
 @click.command(
     "pick",
-    epilog="Examples: orchestrator pick quickstart --knee --register digits | orchestrator pick quickstart --weights accuracy=3,size_bytes=1",
+    epilog="Examples: orchestrator pick quickstart --knee --register digits | "
+    "orchestrator pick quickstart --weights accuracy=3,size_bytes=1",
 )
 @click.argument("sweep")
 @click.option("--knee", is_flag=True, help="The point furthest below the plane through the front's extremes.")
@@ -64,9 +65,8 @@ def command(
     click.echo(f"{result.id}  {file}")
     for objective in job.objectives:
         click.echo(f"  {objective.metric:<24}{shown(result.measurements[objective.metric])}")
-    click.echo(
-        f"  {'test accuracy':<24}{shown(test['accuracy'])}  ({test['num_test_samples']} images{', as recorded' if recorded else ''})"
-    )
+    note = f"{test['num_test_samples']} images{', as recorded' if recorded else ''}"
+    click.echo(f"  {'test accuracy':<24}{shown(test['accuracy'])}  ({note})")
     if version is not None:
         click.echo(f"registered {version.name} version {version.version} as {version.uri} in {version.tracking_uri}")
 

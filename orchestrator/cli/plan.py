@@ -32,17 +32,18 @@ def command(job: str, overrides: tuple[str, ...], output: str) -> None:
     sampler.know(Proposal(0, first[0], {}))
     first += [sampler.ask(number) for number in range(1, min(_SHOWN, loaded.budget.trials))]
     recipe = loaded.recipe
+    epochs = {
+        "teacher (once)": recipe.teacher.training.epochs,
+        "student": recipe.training.epochs,
+        "after pruning": recipe.pruning.epochs,
+        "with quantizers": recipe.quantization.epochs,
+    }
     plan = {
         "trials": loaded.budget.trials,
         "gangs": gangs,
         "workers_per_gang": resources.workers_per_gang,
         "threads_per_worker": resources.threads_per_worker,
-        "epochs": {
-            "teacher (once)": recipe.teacher.training.epochs,
-            "student": recipe.training.epochs,
-            "after pruning": recipe.pruning.epochs,
-            "with quantizers": recipe.quantization.epochs,
-        },
+        "epochs": epochs,
         "first": first,
     }
     if output == "json":
@@ -50,7 +51,7 @@ def command(job: str, overrides: tuple[str, ...], output: str) -> None:
         return
     workers = f"{resources.workers_per_gang} worker(s) of {resources.threads_per_worker} thread(s)"
     click.echo(f"{plan['trials']} trials on {gangs} gang(s) of {workers}")
-    click.echo("epochs a trial: " + ", ".join(f"{name} {count}" for name, count in plan["epochs"].items()))
+    click.echo("epochs a trial: " + ", ".join(f"{name} {count}" for name, count in epochs.items()))
     click.echo("\nfirst proposals (later ones depend on results):")
     paths = [path for path, _ in loaded.space.items()]
     rows = [[str(number), *(shown(choice.get(path, "-")) for path in paths)] for number, choice in enumerate(first)]

@@ -9,9 +9,7 @@ import click
 from orchestrator.cli.options import home_option, load_sweep
 
 
-@click.command(
-    "report", epilog="Examples: orchestrator report quickstart | orchestrator report quickstart --png front.png"
-)
+@click.command("report", epilog="Examples: orchestrator report quickstart | orchestrator report quickstart --png front.png")
 @click.argument("sweep")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of the front instead.")
 @home_option

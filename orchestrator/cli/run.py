@@ -23,7 +23,8 @@ _EXIT = {"finished": 0, "out_of_time": 5, "interrupted": 130, "terminated": 143}
 
 @click.command(
     "run",
-    epilog="Examples: orchestrator run jobs/quickstart.yaml | orchestrator run jobs/cifar10_resnet20.yaml --name night --trials 12",
+    epilog="Examples: orchestrator run jobs/quickstart.yaml | "
+    "orchestrator run jobs/cifar10_resnet20.yaml --name night --trials 12",
 )
 @click.argument("job")
 @click.option("--name", help="Name of the sweep. [default: the job's]")
@@ -115,9 +116,7 @@ def _agree(sweep: Sweep, job: Job) -> Job:
     before = read_resolved(sweep.job_file)
     if before.identity() != job.identity():
         differences = "; ".join(_differences(before.tree(), job.tree())[:5])
-        raise UsageError(
-            f"sweep {sweep.name!r} exists and was asked for by another job: {differences}. Use --name or --fresh"
-        )
+        raise UsageError(f"sweep {sweep.name!r} exists and was asked for by another job: {differences}. Use --name or --fresh")
     if job.budget != before.budget:
         sweep.rewrite_job(resolved_text(job))
     return job

@@ -17,13 +17,12 @@ from orchestrator.spec.load import load_job
 
 @click.command(
     "trial",
-    epilog="Example: orchestrator trial jobs/quickstart.yaml --set recipe.quantization.method=qat --set recipe.pruning.ratio=0.5",
+    epilog="Example: orchestrator trial jobs/quickstart.yaml --set recipe.quantization.method=qat "
+    "--set recipe.pruning.ratio=0.5",
 )
 @click.argument("job")
 @set_option
-@click.option(
-    "--to", "folder", type=click.Path(file_okay=False), help="Keep model.onnx and its companions in this folder."
-)
+@click.option("--to", "folder", type=click.Path(file_okay=False), help="Keep model.onnx and its companions in this folder.")
 @home_option
 def command(job: str, overrides: tuple[str, ...], folder: str | None, home: str | None) -> int:
     """Run ONE recipe on this machine, without Ray and without MLflow: the job's own, with its holes as written.
@@ -60,7 +59,8 @@ def command(job: str, overrides: tuple[str, ...], folder: str | None, home: str 
 def _show(event: dict[str, Any]) -> None:
     """One line an epoch on stderr."""
     if "epochs" in event:
-        text = f"{event['stage']} {event['epoch'] + 1}/{event['epochs']}: loss {event['loss']:.4f}, val accuracy {event['val_accuracy']:.4f}"
+        scores = f"loss {event['loss']:.4f}, val accuracy {event['val_accuracy']:.4f}"
+        text = f"{event['stage']} {event['epoch'] + 1}/{event['epochs']}: {scores}"
     else:
         text = event["stage"]
     print(text, file=sys.stderr, flush=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import UnreachableError
 
@@ -65,6 +67,12 @@ def connected(address: str | None, *, verbose: bool) -> Iterator[dict[str, float
 
     if not verbose:
         _silence()
+    # What the raylet has to say is printed by a thread of Ray's to standard output, where data belongs.
+    with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
+        yield from _session(ray, address, verbose=verbose)
+
+
+def _session(ray: Any, address: str | None, *, verbose: bool) -> Iterator[dict[str, float]]:
     try:
         ray.init(
             address=address or "local",

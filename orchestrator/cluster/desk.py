@@ -27,7 +27,8 @@ class Desk:
         await self._announce()
 
     async def lease(self, gang: str, incarnation: str, rank: int, serial: int) -> Order | str | None:
-        return await self._answer(lambda: self._ledger.lease(gang, incarnation, rank, serial))
+        answer: Order | str | None = await self._answer(lambda: self._ledger.lease(gang, incarnation, rank, serial))
+        return answer
 
     async def report(self, gang: str, number: int, event: dict[str, Any]) -> Verdict:
         return self._ledger.report(gang, number, event)
@@ -38,7 +39,8 @@ class Desk:
 
     async def outcome(self, number: int) -> dict[str, Any] | None:
         """How an order ended, or None when nothing has been heard for a while."""
-        return await self._answer(lambda: self._ledger.outcomes.get(number))
+        answer: dict[str, Any] | None = await self._answer(lambda: self._ledger.outcomes.get(number))
+        return answer
 
     async def stop(self, number: int) -> None:
         self._ledger.stop(number)

@@ -43,9 +43,7 @@ class Ledger:
 
     def submit(self, order: Order) -> None:
         """Queue an order, once."""
-        known = {queued["number"] for queued in self.waiting} | {
-            b.current["number"] for b in self.gangs.values() if b.current
-        }
+        known = {queued["number"] for queued in self.waiting} | {b.current["number"] for b in self.gangs.values() if b.current}
         if order["number"] in known or order["number"] in self.outcomes:
             return
         if self._abandoning:

@@ -105,9 +105,7 @@ class Director:
             failure = {key: str(outcome[key]) for key in ("class", "message", "traceback")}
             proposal = next(known for known in self.sweep.proposals() if known.number == number)
             now = time.time()
-            result = TrialResult(
-                number, "FAILED", proposal.choice, failure=failure, seed=self.job.seed, started=now, ended=now
-            )
+            result = TrialResult(number, "FAILED", proposal.choice, failure=failure, seed=self.job.seed, started=now, ended=now)
             self.sweep.finish(result)
         self.sampler.tell(result)
         for observer in self.observers:
@@ -195,9 +193,7 @@ class _Performance:
         # Straight from here: a gang need not wait until Tune has started the client that will wait for the outcome.
         director.submit = lambda order: ray.get(self.desk.submit.remote(order.to_json()))
         _say(director.observers, f"starting {director.slots} gang{'s' if director.slots > 1 else ''} of {self.workers}")
-        gangs = [
-            threading.Thread(target=self._gang, args=(f"g{index}",), daemon=True) for index in range(director.slots)
-        ]
+        gangs = [threading.Thread(target=self._gang, args=(f"g{index}",), daemon=True) for index in range(director.slots)]
         clock = threading.Thread(target=self._watch, daemon=True)
         for thread in (*gangs, clock):
             thread.start()

@@ -28,9 +28,7 @@ class LayerCodes:
     input_bits: int
 
 
-def insert_quantizers(
-    model: nn.Module, weight_bits: int, activation_bits: int, first_last_8bit: bool
-) -> fx.GraphModule:
+def insert_quantizers(model: nn.Module, weight_bits: int, activation_bits: int, first_last_8bit: bool) -> fx.GraphModule:
     """A traced copy of `model` with a quantizer on the weight and on the input of every convolution and linear layer.
 
     Layers that read the same tensor share its quantizer, and so does everything else that reads it.
@@ -46,7 +44,7 @@ def insert_quantizers(
     quantizer_of: dict[fx.Node, fx.Node] = {}
     for position, node in enumerate(layers):
         edge = first_last_8bit and position in (0, len(layers) - 1)
-        layer = traced.get_submodule(str(node.target))
+        layer = _layer(traced, node)
         parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, 8 if edge else weight_bits))
         source = node.args[0]
         if source not in quantizer_of:
@@ -98,10 +96,11 @@ def split_off_codes(model: fx.GraphModule) -> tuple[nn.Module, dict[str, LayerCo
     for node in list(plain.graph.nodes):
         if not _is_layer(plain, node):
             continue
-        layer = plain.get_submodule(str(node.target))
+        layer = _layer(plain, node)
         quantizer = plain.get_submodule(str(node.args[0].target))
-        weights = layer.parametrizations.weight[0]
+        weights = layer.get_submodule("parametrizations.weight.0")
         assert isinstance(quantizer, ActivationQuantizer)
+        assert isinstance(weights, WeightQuantizer)
         scale, zero_point = quantizer.codes()
         step = weights.scale.detach().abs().clamp_min(1e-8)
         codes[str(node.target)] = LayerCodes(step, weights.bits, scale, zero_point, quantizer.bits)
@@ -137,16 +136,25 @@ def _without_quantizer(layer: nn.Conv2d | nn.Linear) -> nn.Module:
             bias,
             layer.padding_mode,
         )
-    plain.load_state_dict({"weight": layer.weight.detach()} | ({"bias": layer.bias.detach()} if bias else {}))
+    state = {"weight": layer.weight.detach()}
+    if layer.bias is not None:
+        state["bias"] = layer.bias.detach()
+    plain.load_state_dict(state)
     return plain.eval()
 
 
 def _after_folding(code: LayerCodes, before: nn.Module, after: nn.Module, name: str) -> LayerCodes:
-    old = before.get_submodule(name).weight.detach().flatten(1).norm(dim=1)
-    new = after.get_submodule(name).weight.detach().flatten(1).norm(dim=1)
+    old = torch.linalg.vector_norm(before.get_parameter(f"{name}.weight").detach().flatten(1), dim=1)
+    new = torch.linalg.vector_norm(after.get_parameter(f"{name}.weight").detach().flatten(1), dim=1)
     growth = torch.where(old > 0, new / old.clamp_min(1e-12), torch.ones_like(old))
     step = (code.weight_scale * growth).clamp_min(1e-12)
     return LayerCodes(step, code.weight_bits, code.input_scale, code.input_zero_point, code.input_bits)
+
+
+def _layer(model: nn.Module, node: fx.Node) -> nn.Conv2d | nn.Linear:
+    layer = model.get_submodule(str(node.target))
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return layer
 
 
 def _is_layer(model: fx.GraphModule, node: fx.Node) -> bool:

@@ -57,8 +57,9 @@ def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
 
     The file holds no names, paths or stack traces of this machine: its size depends on the network alone.
 
-    Tracing and translating takes seconds, and the trials of a sweep differ in widths and weights, seldom in wiring. So the graph
-    of a wiring is kept and its weights are replaced; the outcome is compared with the network, and translated anew if it differs.
+    Tracing and translating takes seconds, and the trials of a sweep differ in widths and weights, seldom in wiring. So the
+    graph of a wiring is kept and its weights are replaced; the outcome is compared with the network, and translated anew if
+    it differs.
     """
     import onnx
 

@@ -76,7 +76,7 @@ def augmented(pixels_NCHW: Tensor, randoms_3N: Tensor, augmentation: str) -> Ten
     """
     if augmentation == "none":
         return pixels_NCHW
-    num, channels, height, width = pixels_NCHW.shape
+    num, _, height, width = pixels_NCHW.shape
     reach = max(1, height // 8)
     padded = torch.nn.functional.pad(pixels_NCHW, (reach,) * 4)
     rows = torch.arange(height, device=randoms_3N.device) + (randoms_3N[0] % (2 * reach + 1))[:, None]

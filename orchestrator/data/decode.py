@@ -65,16 +65,12 @@ def attach(path: Path) -> Examples:
     return Examples(pixels.reshape(len(batch), *shape), batch.column(1).to_numpy())
 
 
-def _collected(
-    examples: Iterator[tuple[Image, int]], split: str
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _collected(examples: Iterator[tuple[Image, int]], split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     images: list[Image] = []
     labels: list[int] = []
     for image, label in examples:
         if images and image.shape != images[0].shape:
-            raise DataError(
-                f"images must have one shape, or data.image_size be given; {image.shape} follows {images[0].shape}"
-            )
+            raise DataError(f"images must have one shape, or data.image_size be given; {image.shape} follows {images[0].shape}")
         if label < 0:
             raise DataError(f"labels must be 0 or more; example {len(labels)} of {split} has {label}")
         images.append(image)

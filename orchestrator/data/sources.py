@@ -112,9 +112,7 @@ def _torchvision(source: Source, split: str) -> Iterator[tuple[Image, int]]:
     make = getattr(datasets, source.name or "")
     which = {"split": split} if source.name in ("SVHN", "STL10") else {"train": split == "train"}
     try:
-        dataset = make(
-            root=source.path or str(Path.home() / ".cache" / "torchvision"), download=source.download, **which
-        )
+        dataset = make(root=source.path or str(Path.home() / ".cache" / "torchvision"), download=source.download, **which)
     except RuntimeError as error:
         raise DataError(f"{source.name} must be on disk, or data.download must be true: {error}") from None
     for image, label in dataset:
@@ -128,9 +126,7 @@ def _files(source: Source, split: str) -> list[Path]:
         return [*root.glob(f"{split}.parquet"), *root.glob(f"{split}-*.parquet"), *root.glob(f"{split}/*.parquet")]
     if source.kind == "imagefolder":
         return [
-            path
-            for path in (root / split).glob("*/*")
-            if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+            path for path in (root / split).glob("*/*") if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
         ]
     return []
 
@@ -141,7 +137,7 @@ def _columns(schema: Any, source: Source, path: Path) -> tuple[str, str]:
 
     def is_image(kind: Any) -> bool:
         plain = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        return plain or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        return bool(plain) or bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
     images = [source.image_column] if source.image_column else [f.name for f in schema if is_image(f.type)]
     labels = [source.label_column] if source.label_column else [f.name for f in schema if pa.types.is_integer(f.type)]

@@ -63,7 +63,7 @@ def reshape_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
                 new = state.get(f"{name}.{key}")
                 if old is not None and new is not None and old.shape != new.shape:
                     fresh = torch.empty_like(new)
-                    tensors[key] = nn.Parameter(fresh) if kind == "parameter" else fresh  # type: ignore[assignment]
+                    tensors[key] = nn.Parameter(fresh) if kind == "parameter" else fresh
     model.load_state_dict(dict(state))
     return model
 

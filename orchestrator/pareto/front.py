@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,7 @@ class Front:
 
     def rank(self, number: int) -> int | None:
         """The rank of a trial, or None when it is not feasible and complete."""
-        return next(
-            (rank for result, rank in zip(self.results, self.ranks, strict=True) if result.number == number), None
-        )
+        return next((rank for result, rank in zip(self.results, self.ranks, strict=True) if result.number == number), None)
 
     def to_json(self, sweep: str) -> dict[str, Any]:
         """The contract of `front -o json`."""
@@ -68,9 +66,7 @@ class Front:
 
 def costs_of(results: Sequence[TrialResult], objectives: Sequence[Objective]) -> FloatArray:
     """Objective values (N, M) as costs, from measurements."""
-    rows = [
-        [objective.cost(float(result.measurements[objective.metric])) for objective in objectives] for result in results
-    ]
+    rows = [[objective.cost(float(result.measurements[objective.metric])) for objective in objectives] for result in results]
     return np.array(rows, dtype=np.float64).reshape(len(results), len(objectives))
 
 
@@ -100,7 +96,7 @@ def history(results: Sequence[TrialResult], objectives: Sequence[Objective]) -> 
     ended = sorted(results, key=lambda result: (result.ended, result.number))
     reference = np.array([o.cost(value) for o, value in zip(objectives, front.reference, strict=True)])
     feasible = [result for result in ended if result.feasible]
-    steps = iter(hypervolume_history(costs_of(feasible, objectives), reference) if feasible else [])
+    steps: Iterator[float] = iter(hypervolume_history(costs_of(feasible, objectives), reference) if feasible else [])
     volumes, current = [], 0.0
     for result in ended:
         current = float(next(steps)) if result.feasible else current
@@ -113,8 +109,5 @@ def _reference(costs: FloatArray, objectives: Sequence[Objective]) -> FloatArray
     seen = default_reference(costs) if len(costs) else np.zeros(len(objectives))
     given = [objective.reference for objective in objectives]
     return np.array(
-        [
-            o.cost(value) if value is not None else fallback
-            for o, value, fallback in zip(objectives, given, seen, strict=True)
-        ]
+        [o.cost(value) if value is not None else fallback for o, value, fallback in zip(objectives, given, seen, strict=True)]
     )

@@ -62,7 +62,6 @@ def _hover(result: TrialResult, front: Front) -> str:
 
     measured = [f"{objective.metric}: {result.measurements[objective.metric]:.6g}" for objective in front.objectives]
     chosen = [
-        f"{path}: {value:.4g}" if isinstance(value, float) else f"{path}: {value}"
-        for path, value in result.choice.items()
+        f"{path}: {value:.4g}" if isinstance(value, float) else f"{path}: {value}" for path, value in result.choice.items()
     ]
     return "<br>".join(escape(line) for line in [result.id, *measured, *chosen])

@@ -17,8 +17,9 @@ _STYLE = """
 :root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:70rem;padding:1rem;color:#222}
 h1{margin-bottom:0}h2{margin-top:2rem}.lead{font-size:1.15rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}tr.knee{background:#e8f2f9;font-weight:600}code,pre{background:#f4f4f4;padding:.1rem .3rem}
-pre{padding:.8rem;overflow-x:auto}.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:1rem}
+th:first-child,td:first-child{text-align:left}tr.knee{background:#e8f2f9;font-weight:600}
+code,pre{background:#f4f4f4;padding:.1rem .3rem}pre{padding:.8rem;overflow-x:auto}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:1rem}
 @media(max-width:30rem){.figures{grid-template-columns:1fr}}
 """
 
@@ -61,8 +62,7 @@ def verdict(front: Front) -> str:
     baseline = next((result for result in front.results if result.number == 0), None)
     if front.knee is not None and baseline is not None and front.knee.number != 0:
         changes = [
-            _change(o.metric, baseline.measurements[o.metric], front.knee.measurements[o.metric])
-            for o in front.objectives
+            _change(o.metric, baseline.measurements[o.metric], front.knee.measurements[o.metric]) for o in front.objectives
         ]
         text += f". The knee, {front.knee.id}, against the baseline: {', '.join(changes)}"
     return text + "."
@@ -104,21 +104,21 @@ def _measured(front: Front, job: Job) -> str:
     point = front.points[0].measurements
     reference = ", ".join(f"{o.metric} {r:.6g}" for o, r in zip(front.objectives, front.reference, strict=True))
     return (
-        f"<p>Every figure comes from the exported file: accuracy on {point['num_eval_samples']} validation images, latency of "
-        f"single images (median) on a pinned core, both in {escape(str(point['executor']))} on {escape(str(point['device']))} with "
-        f"{job.recipe.measurement.threads} thread(s). Nothing is simulated. The validation split chose these models, so their "
-        f"accuracy is a little flattering; <code>pick</code> opens the test split once. Hypervolume {front.hypervolume:.6g} "
-        f"against the reference {escape(reference)}.</p>"
+        f"<p>Every figure comes from the exported file: accuracy on {point['num_eval_samples']} validation images, "
+        f"latency of single images (median) on a pinned core, both in {escape(str(point['executor']))} on "
+        f"{escape(str(point['device']))} with {job.recipe.measurement.threads} thread(s). Nothing is simulated. "
+        "The validation split chose these models, so their accuracy is a little flattering; <code>pick</code> opens the test "
+        f"split once. Hypervolume {front.hypervolume:.6g} against the reference {escape(reference)}.</p>"
     )
 
 
 def _failures(sweep: Sweep) -> str:
     lines = [
-        f"<li>{escape(result.id)} {escape(result.state)}: {escape(result.failure['class'])}: {escape(result.failure['message'])}</li>"
+        f"{result.id} {result.state}: {result.failure['class']}: {result.failure['message']}"
         for result in sweep.results()
         if result.failure
     ]
-    return f"<ul>{''.join(lines)}</ul>" if lines else "<p>None.</p>"
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else "<p>None.</p>"
 
 
 def _commands(sweep: Sweep, front: Front) -> str:

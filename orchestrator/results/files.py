@@ -30,8 +30,8 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """JSON for people and programs: sorted keys, indented, no NaN."""
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    """JSON for people and programs: indented, keys in the order in which they were put, no NaN."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

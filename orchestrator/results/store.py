@@ -130,6 +130,4 @@ class Sweep:
         folder = self.path / "trials"
         if not folder.is_dir():
             return []
-        return sorted(
-            (path for path in folder.iterdir() if re.fullmatch(r"t\d{4,}", path.name)), key=lambda p: int(p.name[1:])
-        )
+        return sorted((path for path in folder.iterdir() if re.fullmatch(r"t\d{4,}", path.name)), key=lambda p: int(p.name[1:]))

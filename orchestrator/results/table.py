@@ -38,8 +38,7 @@ def write_table(results: Sequence[TrialResult], path: Path) -> None:
     table = rows(results)
     columns = {key: [row[key] for row in table] for key in (table[0] if table else ())}
     arrays = {
-        key: pa.array(values if _one_kind(values) else [str(value) for value in values])
-        for key, values in columns.items()
+        key: pa.array(values if _one_kind(values) else [str(value) for value in values]) for key, values in columns.items()
     }
     partial = path.with_suffix(".partial")
     pq.write_table(pa.table(arrays), partial)

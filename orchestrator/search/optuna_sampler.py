@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import cast
 
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from orchestrator.results.trial_result import Proposal, TrialResult
@@ -32,7 +34,7 @@ class OptunaSampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._job = job
         self._tree = job.recipe.model_dump()
-        directions = ["maximize" if objective.maximized else "minimize" for objective in job.objectives]
+        directions = [StudyDirection.MAXIMIZE if o.maximized else StudyDirection.MINIMIZE for o in job.objectives]
         self._study = optuna.create_study(directions=directions, sampler=RandomSampler(seed=0))
         self._trials: dict[int, optuna.Trial] = {}
         self._worst: list[float] | None = None
@@ -76,9 +78,7 @@ class OptunaSampler:
         """GP and NSGA read complete trials only: told with the worst values seen, and a constraint that is broken."""
         self._constrain(trial, {}, buildable=False)
         worst = self._worst or [0.0] * len(self._job.objectives)
-        self._study.tell(
-            trial, [objective.cost(cost) for objective, cost in zip(self._job.objectives, worst, strict=True)]
-        )
+        self._study.tell(trial, [objective.cost(cost) for objective, cost in zip(self._job.objectives, worst, strict=True)])
 
     def _constrain(self, trial: optuna.Trial, amounts: Mapping[str, float], *, buildable: bool) -> None:
         """Every trial sets every constraint: one that sets none would count as feasible."""
@@ -116,9 +116,6 @@ def _suggested(trial: optuna.Trial, path: str, domain: Domain) -> Value:
             step = None if domain.step is None else float(domain.step)
             return trial.suggest_float(path, domain.low, domain.high, log=domain.log, step=step)
         case "int":
-            return trial.suggest_int(
-                path, int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1)
-            )
+            return trial.suggest_int(path, int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
         case "choice":
-            choice: Value = trial.suggest_categorical(path, domain.choices or [])
-            return choice
+            return cast(Value, trial.suggest_categorical(path, domain.choices or []))

@@ -53,7 +53,7 @@ class Job(Strict):
     recipe: Recipe
     space: SearchSpace
     objectives: Annotated[list[Objective], Field(min_length=2, max_length=4)]
-    constraints: dict[str, Constraint] = {}
+    constraints: dict[str, Constraint] = Field(default_factory=dict)
     search: SearchSettings = SearchSettings()
     budget: BudgetSettings = BudgetSettings()
     resources: ResourceSettings = ResourceSettings()

@@ -53,10 +53,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """
     path = Path(path)
     document = read_yaml(path)
-    if not isinstance(document.tree, Mapping):
-        raise JobError(
-            "hold a job: a mapping with recipe, space and objectives", _shown(document.tree), where=str(path)
-        )
+    if not isinstance(document.tree, dict):
+        raise JobError("hold a job: a mapping with recipe, space and objectives", _shown(document.tree), where=str(path))
     _inline_space(document, path.parent)
     for override in overrides:
         _override(document, override)
@@ -129,9 +127,7 @@ def _with_data_path(job: Job, document: Document, folder: Path) -> Job:
     keys: Keys = ("recipe", "data", "path")
     if found is None and job.recipe.data.source != "torchvision":
         looked = ", ".join(str(anchor) for anchor in dict.fromkeys(anchors))
-        raise JobError(
-            f"exist in one of {looked} (or below $ORCHESTRATOR_DATA)", given, _dotted(keys), document.where(keys)
-        )
+        raise JobError(f"exist in one of {looked} (or below $ORCHESTRATOR_DATA)", given, _dotted(keys), document.where(keys))
     absolute = (found or folder / given).resolve()
     return Job.model_validate(with_value(job.model_dump(by_alias=True), "recipe.data.path", str(absolute)))
 
@@ -147,9 +143,7 @@ def _check_space(recipe: Recipe, space: SearchSpace, document: Document) -> None
         if path not in valid:
             raise JobError("be a path of the recipe", path, f"space.{path}", where, nearest_name(path, valid))
         if path.split(".")[0] in _NOT_SEARCHABLE:
-            raise JobError(
-                "leave data and measurement fixed, or trials cannot be compared", path, f"space.{path}", where
-            )
+            raise JobError("leave data and measurement fixed, or trials cannot be compared", path, f"space.{path}", where)
         for other in domain.when:
             where_when = document.where((*keys, "when", other))
             if other not in valid:
@@ -226,9 +220,7 @@ def _fields_at(keys: Keys) -> list[str]:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             break
         field = model.model_fields.get(str(key))
-        annotation = (
-            field.annotation if field else next(iter(get_args(model.model_fields["root"].annotation)[1:]), None)
-        )
+        annotation = field.annotation if field else next(iter(get_args(model.model_fields["root"].annotation)[1:]), None)
         model = next((arg for arg in get_args(annotation) if isinstance(arg, type)), annotation)
     if isinstance(model, type) and issubclass(model, BaseModel):
         return [field.alias or name for name, field in model.model_fields.items()]
@@ -237,11 +229,7 @@ def _fields_at(keys: Keys) -> list[str]:
 
 def _shown(value: Any) -> str:
     """A value as the user would type it, cut to a line."""
-    text = (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...")
-    )
+    text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...")
     return f"{text[:77]}..." if len(text) > 80 else repr(text) if isinstance(value, str) else text
 
 

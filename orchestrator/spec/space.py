@@ -24,7 +24,7 @@ class Domain(Strict):
     choices: list[Value] | None = Field(default=None, alias="choice", min_length=1)
     log: bool = False
     step: float | int | None = Field(default=None, gt=0)
-    when: dict[str, Value | list[Value]] = {}
+    when: dict[str, Value | list[Value]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -116,15 +116,9 @@ class MlflowTracker:
             f"{TAG}.feasible": str(result.feasible).lower(),
             f"{TAG}.pareto": "false",
             f"{TAG}.failure": (result.failure or {}).get("class", ""),
-            **{
-                f"{TAG}.{key}": str(result.measurements[key])
-                for key in ("executor", "device")
-                if key in result.measurements
-            },
+            **{f"{TAG}.{key}": str(result.measurements[key]) for key in ("executor", "device") if key in result.measurements},
         }
-        run = self._client.create_run(
-            self._experiment, start_time=start, run_name=f"{self._sweep.name}-{result.id}", tags=tags
-        )
+        run = self._client.create_run(self._experiment, start_time=start, run_name=f"{self._sweep.name}-{result.id}", tags=tags)
         run_id = str(run.info.run_id)
         metrics = [Metric(key, float(value), end, 0) for key, value in _numbers(result.measurements)]
         for point in result.curve:
@@ -132,9 +126,7 @@ class MlflowTracker:
             metrics += [Metric(f"{point['stage']}/{key}", float(v), end, point["epoch"]) for key, v in _numbers(values)]
         metrics += [Metric(f"seconds/{stage.name}", stage.seconds, end, 0) for stage in result.stages]
         params = [Param(path, str(value)) for path, value in self._filled(result).items()]
-        self._client.log_batch(
-            run_id, metrics=metrics[:_BATCH], params=params, tags=[RunTag(f"{TAG}.attempt", result.attempt)]
-        )
+        self._client.log_batch(run_id, metrics=metrics[:_BATCH], params=params, tags=[RunTag(f"{TAG}.attempt", result.attempt)])
         for first in range(_BATCH, len(metrics), _BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
         self._client.set_terminated(run_id, "FAILED" if result.state == "FAILED" else "FINISHED", end_time=end)

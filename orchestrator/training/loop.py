@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import DivergedError
 from orchestrator.training.precision import arithmetic, loss_scaler
-from orchestrator.training.process import Process
+from orchestrator.training.process import Process, laid_out
 from orchestrator.training.schedule import rate_factor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -55,9 +55,7 @@ def fit(
     Raises:
         DivergedError: on every rank, after an epoch whose loss is not finite.
     """
-    if how.channels_last:
-        model.to(memory_format=torch.channels_last)
-    together = process.together(model)
+    together = process.together(laid_out(model, channels_last=how.channels_last))
     optimizer = make_optimizer(model, how)
     scaler = loss_scaler(how.precision, process.device)
     total = max(1, how.epochs * steps_per_epoch)
@@ -73,7 +71,7 @@ def fit(
                 with arithmetic(how.precision, process.device):
                     value = loss(images, together(images), labels)
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(value).backward()
+                scaler.scale(value).backward()  # type: ignore[no-untyped-call]
                 if how.gradient_clip is not None:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), how.gradient_clip)

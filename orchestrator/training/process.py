@@ -52,6 +52,12 @@ class Process:
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
+def laid_out(model: nn.Module, *, channels_last: bool) -> nn.Module:
+    """The model with its weights in the memory format that its images will have."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run with all of torch's generators seeded, and leave them as they were found."""

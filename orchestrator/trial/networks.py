@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from orchestrator.compression.channels import prune_channels
 from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, set_calibrated
 from orchestrator.models.build import reshape_to
+from orchestrator.training.process import laid_out
 from orchestrator.trial.order import derived_seed
 from orchestrator.trial.work import Network, Work
 
@@ -31,8 +32,7 @@ def train_teacher(work: Work) -> Network | None:
         return model
 
     network = work.network_stage("teacher", tree, [], make, lambda state: reshape_to(work.fresh(settings.model), state))
-    model = network.model.to(memory_format=torch.channels_last) if settings.training.channels_last else network.model
-    work.workshop.teacher(key, model)
+    work.workshop.teacher(key, laid_out(network.model, channels_last=settings.training.channels_last))
     return network
 
 
@@ -110,7 +110,7 @@ def calibration_images(work: Work) -> list[Tensor]:
     """The same training images for every trial, normalised, in batches (B, C, H, W)."""
     data = work.material.train
     images = data.normalizer(data.images[torch.from_numpy(calibration_rows(work)).to(data.images.device)])
-    return list(images.split(_CALIBRATION_BATCH))
+    return list(torch.split(images, _CALIBRATION_BATCH))
 
 
 def calibration_rows(work: Work) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

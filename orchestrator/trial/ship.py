@@ -15,13 +15,14 @@ from orchestrator.measure.accuracy import classification
 from orchestrator.measure.latency import call_latency_ms, pinned
 from orchestrator.measure.runtime import Runtime
 from orchestrator.measure.size import count_macs, count_parameters
+from orchestrator.training.process import laid_out
 from orchestrator.trial.networks import calibration_rows
 from orchestrator.trial.work import Network, Work
 
 
 def export(work: Work, network: Network, path: Path) -> dict[str, Any]:
     """Write the network as ONNX that maps pixels (N, C, H, W) in 0..255 to logits; returns what it has by counting."""
-    model = network.model.cpu().eval().to(memory_format=torch.contiguous_format)
+    model = laid_out(network.model.cpu().eval(), channels_last=False)
     example = torch.zeros(1, *work.material.shape)
     normalizer = work.material.normalizer
     wrap = FromPixels.of(normalizer.scale.cpu(), normalizer.offset.cpu())

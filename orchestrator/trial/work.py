@@ -87,9 +87,7 @@ class Work:
             if self.process.first:
                 state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
                 save_file(state, folder / "model.safetensors")
-                (folder / "meta.json").write_bytes(
-                    as_json({"stage": name, "settings": settings, "curve": self.curve[first:]})
-                )
+                (folder / "meta.json").write_bytes(as_json({"stage": name, "settings": settings, "curve": self.curve[first:]}))
 
         folder, cached = self.workshop.store.obtain(key, self.process, fill)
         model = rebuild(load_file(folder / "model.safetensors", device=str(self.process.device)))
@@ -121,9 +119,7 @@ class Work:
         rate: float,
     ) -> None:
         """Train `model` in place with the recipe's loss, and note its curve."""
-        batch_size = min(
-            settings.batch_size, len(self.material.train) // self.process.world_size * self.process.world_size
-        )
+        batch_size = min(settings.batch_size, len(self.material.train) // self.process.world_size * self.process.world_size)
         how = Fit(
             epochs,
             rate,

@@ -92,6 +92,4 @@ class Workshop:
 
 def source_of(data: DataSettings) -> Source:
     """The settings that decide what is decoded, without those that decide how it is split."""
-    return Source(
-        data.source, data.path, data.name, data.download, data.image_column, data.label_column, data.image_size
-    )
+    return Source(data.source, data.path, data.name, data.download, data.image_column, data.label_column, data.image_size)

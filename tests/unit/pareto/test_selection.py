@@ -60,9 +60,7 @@ def test_knee_in_three_objectives():
         pytest.param([[1.0, 1.0]] * 3, 0, id="all equal"),
         pytest.param(LINE, 2, id="straight: the middle is closest to the ideal"),
         pytest.param(CONCAVE, 0, id="concave: an extreme is closest to the ideal"),
-        pytest.param(
-            [[0.0, 0.3, 0.3], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.9, 0.05, 0.28]], 0, id="a plane that rises"
-        ),
+        pytest.param([[0.0, 0.3, 0.3], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.9, 0.05, 0.28]], 0, id="a plane that rises"),
         pytest.param([[0.0, 0.0, 3.0], [3.0, 0.0, 2.0], [1.0, 3.0, 0.0]], 0, id="two extremes coincide"),
     ],
 )
