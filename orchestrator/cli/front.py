@@ -13,7 +13,7 @@ from orchestrator.cli.options import counts_text, home_option, load_sweep, outpu
 @output_option
 def command(sweep: str, home: str | None, output: str) -> None:
     """Show the Pareto front of SWEEP: every model measured on its exported file. The knee is marked *."""
-    _, found, _, front = load_sweep(home, sweep)
-    print_front(found, front, output)
+    _, found, job, front = load_sweep(home, sweep)
+    print_front(found, job, front, output)
     if output == "table":
         click.echo(f"\n{counts_text(front)}; hypervolume {front.hypervolume:.6g}", err=True)

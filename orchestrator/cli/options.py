@@ -39,13 +39,13 @@ def load_sweep(home: str | None, name: str) -> tuple[Home, Sweep, Job, Front]:
     return place, sweep, job, find_front(sweep.results(), job.objectives)
 
 
-def print_front(sweep: Sweep, front: Front, output: str) -> None:
+def print_front(sweep: Sweep, job: Job, front: Front, output: str) -> None:
     """The front on stdout. NoFeasibleTrialError, after JSON was written, when there is none."""
     if output == "json":
         click.echo(json.dumps(front.to_json(sweep.name), indent=1))
     elif front.points:
         metrics = [objective.metric for objective in front.objectives]
-        paths = list(dict.fromkeys(path for point in front.points for path in point.choice))
+        paths = [path for path, _ in job.space.items()]
         knee = front.knee.number if front.knee else -1
         rows = [
             [f"{point.id}{' *' if point.number == knee else ''}"]

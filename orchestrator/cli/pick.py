@@ -45,11 +45,14 @@ def command(
     place, found, job, front = load_sweep(home, sweep)
     from orchestrator.delivery.pick import Wish, choose, open_test_once, register_pick
 
+    click.echo("opening the test split", err=True)
     result = choose(front, Wish(knee, trial, best, _weights(weights)))
     test, recorded = open_test_once(place, found, result)
     others = [other for other in found.tested_trials() if other != result.id]
     if others:
         click.echo(f"warning: the test split was opened for {', '.join(others)} of this sweep as well", err=True)
+    if name:
+        click.echo(f"registering {result.id} as {name}", err=True)
     version = register_pick(place, found, job, result, test, name, alias) if name else None
     file = found.trial_folder(result.number) / "model.onnx"
     if output == "json":

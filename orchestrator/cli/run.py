@@ -64,7 +64,7 @@ def command(
         end = _perform(loaded, place, sweep, address, verbose)
         front = find_front(sweep.results(), loaded.objectives)
         _say_next(sweep, front, time.monotonic() - began, end)
-        print_front(sweep, front, output)
+        print_front(sweep, loaded, front, output)
     return _EXIT[end]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from orchestrator.pareto.front import Front
 from orchestrator.results.trial_result import TrialResult
 
 _FRONT, _OTHER, _BASELINE = "#0072B2", "#B0B0B0", "#D55E00"  # Okabe and Ito's colours: told apart by every eye
+LOGARITHMIC = frozenset({"size_bytes", "latency_ms", "latency_ms_p95", "macs", "num_parameters"})
 _LAYOUT = {
     "template": "plotly_white",
     "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
@@ -43,9 +45,26 @@ def scatter(front: Front, x: str, y: str) -> Any:
             name=name,
             marker=looks[name],
         )
-    logarithmic = {"type": "log"} if x.endswith(("_bytes", "_ms")) or x in ("macs", "num_parameters") else {}
-    figure.update_layout(**_LAYOUT, xaxis={"title": x, **logarithmic}, yaxis={"title": y}, height=420)
+    figure.update_layout(**_LAYOUT, xaxis={"title": x, **_axis(x, front)}, yaxis={"title": y}, height=420)
     return figure
+
+
+def _axis(metric: str, front: Front) -> dict[str, Any]:
+    """A logarithmic axis with ticks at 1, 2 and 5 for costs that span powers of ten, a linear one for the rest."""
+    values = [result.measurements[metric] for result in front.results]
+    if metric not in LOGARITHMIC or min(values) <= 0:
+        return {}
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    ticks = [digit * 10.0**power for power in decades for digit in (1, 2, 5)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [with_unit(tick) for tick in ticks]}
+
+
+def with_unit(value: float) -> str:
+    """A round number as people write it: 20k, 0.05."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def volume(volumes: list[float]) -> Any:

@@ -19,7 +19,8 @@ h1{margin-bottom:0}h2{margin-top:2rem}.lead{font-size:1.15rem}table{border-colla
 .wide{overflow-x:auto}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}tr.knee{background:#e8f2f9;font-weight:600}
 code,pre{background:#f4f4f4;padding:.1rem .3rem}pre{padding:.8rem;overflow-x:auto}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:1rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(26rem,1fr));gap:1rem}
+.figures>div{min-width:0}
 @media(max-width:30rem){.figures{grid-template-columns:1fr}}
 """
 
@@ -32,7 +33,9 @@ def write_report(sweep: Sweep, job: Job) -> Path:
     figures = [scatter(front, x, metrics[0]) for x in metrics[1:]] if front.points else []
     figures.append(volume(history(results, job.objectives)))
     drawn = [
-        figure.to_html(full_html=False, include_plotlyjs="inline" if first else False, config={"displaylogo": False})
+        figure.to_html(
+            full_html=False, include_plotlyjs="inline" if first else False, config={"displaylogo": False, "responsive": True}
+        )
         for figure, first in zip(figures, [True] + [False] * len(figures), strict=False)
     ]
     parts = [

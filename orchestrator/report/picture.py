@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.pareto.front import Front
+from orchestrator.report.figures import with_unit
 
 
 def draw_front(front: Front, title: str, path: Path) -> None:
     """Draw the first objective over each of the others as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     metrics = [objective.metric for objective in front.objectives]
     figure = Figure(figsize=(5.2 * (len(metrics) - 1), 4.2), dpi=150, layout="constrained")
@@ -39,6 +41,9 @@ def draw_front(front: Front, title: str, path: Path) -> None:
         ):
             axes.scatter([r.measurements[x] for r in results], [r.measurements[metrics[0]] for r in results], **look)
         axes.set(xlabel=x, ylabel=metrics[0], xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: with_unit(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)

@@ -83,7 +83,8 @@ def _requirements() -> list[str]:
 @contextlib.contextmanager
 def _mlflow_at(address: str) -> Iterator[Any]:
     """The fluent API pointed at an address, and put back after."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    quiet = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         warnings.simplefilter("ignore")
         import mlflow
         import mlflow.onnx
