@@ -118,9 +118,7 @@ test_split_faults.__test__ = False  # a rule, not a test
 
 def code_from_data_faults(module: str, source: str) -> list[str]:
     """Ways in which something read from outside could run as code: eval, exec, pickles, YAML without a safe loader."""
-    faults = [
-        f"{module}:{line} imports {name}" for line, name in imported(module, source) if name.split(".")[0] in UNPICKLERS
-    ]
+    faults = [f"{module}:{line} imports {name}" for line, name in imported(module, source) if name.split(".")[0] in UNPICKLERS]
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -229,7 +227,9 @@ def test_nothing_read_from_outside_runs_as_code(module):
             for room in sorted(KIT)
             for below in ("spec", "results")
         ),
-        pytest.param("orchestrator.pareto.dominance", "from orchestrator.spec.objective import Objective", id="pareto reads spec"),
+        pytest.param(
+            "orchestrator.pareto.dominance", "from orchestrator.spec.objective import Objective", id="pareto reads spec"
+        ),
         pytest.param("orchestrator.pareto.__init__", "from orchestrator.results.store import Home", id="pareto reads results"),
         *(
             pytest.param(f"orchestrator.{room}.x", source, id=f"{room}: {source}")

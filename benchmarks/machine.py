@@ -1,0 +1,20 @@
+"""What every figure has to name: machine and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+
+def describe() -> str:
+    """Processor, cores, load, Python and the libraries that matter, in one line."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    features = " ".join(flag for flag in ("avx512_vnni", "avx512_bf16") if f" {flag}" in flags)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "onnxruntime"))
+    load = os.getloadavg()[0]
+    return f"{model} ({features}), {len(os.sched_getaffinity(0))} cores, load {load:.2f}; Python {platform.python_version()}, {versions}"
