@@ -17,4 +17,5 @@ def describe() -> str:
     features = " ".join(flag for flag in ("avx512_vnni", "avx512_bf16") if f" {flag}" in flags)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "optuna", "mlflow", "onnxruntime"))
     load = os.getloadavg()[0]
-    return f"{model} ({features}), {len(os.sched_getaffinity(0))} cores, load {load:.2f}; Python {platform.python_version()}, {versions}"
+    cores = len(os.sched_getaffinity(0))
+    return f"{model} ({features}), {cores} cores, load {load:.2f}; Python {platform.python_version()}, {versions}"

@@ -2,13 +2,14 @@
 
     uv run python benchmarks/quickstart.py [--repetitions 3] [--job jobs/quickstart.yaml]
 
-Dependencies are installed and compiled; the home folder is new each time. "Between trials" is the time of a gang from the end of a
-trial's last stage to the start of the next trial's first. Run it on an idle machine.
+Dependencies are installed and compiled; the home folder is new each time. "Between trials" is the time of a gang from the end
+of a trial's last stage to the start of the next trial's first. Run it on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def gaps(results: list[TrialResult]) -> list[float]:
     found = []
     for gang in {result.gang for result in results}:
         row = sorted((result for result in results if result.gang == gang), key=lambda result: result.started)
-        for before, after in zip(row, row[1:], strict=False):
+        for before, after in itertools.pairwise(row):
             found.append(after.stages[0].started - (before.stages[-1].started + before.stages[-1].seconds))
     return found
 

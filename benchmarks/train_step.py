@@ -2,9 +2,9 @@
 
     uv run python benchmarks/train_step.py --data DIR [--rounds 7] [--steps 12] [--threads 2]
 
-DIR holds train.parquet in the Hugging Face layout. All three train the same network on the same images in one process, a few steps at
-a time, in turns; data loading is inside the time. Printed: medians of images per second, and the median ratio with a bootstrapped
-95 % interval. Run it on an idle machine.
+DIR holds train.parquet in the Hugging Face layout. All train the same network on the same images in one process, a few steps
+at a time, in turns; data loading is inside the time. Printed: medians of images per second, and the median ratio with a
+bootstrapped 95 % interval. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ leaves behind (generators, thread counts, tensors) is put back before the next, 
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import threading
 import traceback
@@ -25,7 +26,7 @@ from orchestrator.errors import TrialAbandoned, TrialStopped
 from orchestrator.measure.quiet import Quiet
 from orchestrator.results.store import Sweep
 from orchestrator.training.process import Process
-from orchestrator.trial.host import machine_quiet
+from orchestrator.trial.host import gang_process, machine_quiet
 from orchestrator.trial.order import Order
 from orchestrator.trial.pipeline import run_trial
 from orchestrator.trial.stages import StageStore
@@ -60,11 +61,12 @@ def serve(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     gang, desk = settings["gang"], ray.get_actor(settings["desk"], namespace=settings["namespace"])
     quiet = machine_quiet()
-    process = Process(context.get_world_rank(), context.get_world_size(), get_device(), quiet.working)
+    process = gang_process(context.get_world_rank(), context.get_world_size(), get_device(), quiet)
     incarnation = process.agreed(uuid.uuid4().hex)
     ray.get(desk.arrive.remote(gang, incarnation))
     workshop = Workshop(StageStore(Path(settings["stages"])), process)
     host = GangHost(desk, gang, process, quiet)
+    importlib.import_module("torch._dynamo")  # the first optimizer of a process needs it; whole, before threads import more
     threading.Thread(target=_warm_up, daemon=True).start()
     gc.freeze()  # what was imported stays: the collections between trials need not look at it
     serial = 0

@@ -66,7 +66,10 @@ class ModelSettings(Strict):
     @classmethod
     def _known_model(cls, name: str) -> str:
         if name not in MODEL_NAMES:
-            raise violation("be cifar_resnet8, 14, 20, 32, 44, 56 or 110, or a classification model of torchvision", nearest_name(name, MODEL_NAMES))
+            raise violation(
+                "be cifar_resnet8, 14, 20, 32, 44, 56 or 110, or a classification model of torchvision",
+                nearest_name(name, MODEL_NAMES),
+            )
         return name
 
 

@@ -57,13 +57,23 @@ def local_process(quiet: Quiet, device: str) -> Iterator[Process]:
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device("cpu")
     if world_size == 1:
-        yield Process(device=place, permit=quiet.working)
+        yield gang_process(0, 1, place, quiet)
         return
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=120))
     try:
-        yield Process(rank, world_size, place, quiet.working)
+        yield gang_process(rank, world_size, place, quiet)
     finally:
         dist.destroy_process_group()
+
+
+def gang_process(rank: int, world_size: int, device: torch.device, quiet: Quiet) -> Process:
+    """One process of a gang. Rank 0 alone asks for permission to work, for all.
+
+    Were every rank to ask, one could hold the lock inside an all-reduce while another waits for it outside, behind a
+    measurement that waits for the first. The others stop soon enough: in the all-reduce, where they wait for rank 0.
+    """
+    permit = quiet.working if rank == 0 else contextlib.nullcontext
+    return Process(rank, world_size, device, permit)
 
 
 def machine_quiet() -> Quiet:

@@ -19,8 +19,7 @@ Make = Callable[..., DeviceData]
 def labels_of(data: DeviceData, batch_size: int, seed: int, world_size: int) -> list[list[list[int]]]:
     """Per rank, per batch, the examples' numbers."""
     return [
-        [labels.tolist() for _, labels in data.epoch(batch_size, seed, rank, world_size, "none")]
-        for rank in range(world_size)
+        [labels.tolist() for _, labels in data.epoch(batch_size, seed, rank, world_size, "none")] for rank in range(world_size)
     ]
 
 

@@ -62,9 +62,7 @@ def test_decoding_reports_what_it_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["hub", "plain"])
-def test_equal_pixels_have_equal_digests_wherever_they_come_from(
-    tmp_path: Path, write_parquet: Write, layout: str
-) -> None:
+def test_equal_pixels_have_equal_digests_wherever_they_come_from(tmp_path: Path, write_parquet: Write, layout: str) -> None:
     rows = list(read_split(Source("digits"), "test"))
     write_parquet(tmp_path / "test-0.parquet", rows[:200], layout)
     write_parquet(tmp_path / "test-1.parquet", rows[200:], layout)
@@ -85,16 +83,12 @@ def test_the_digest_sees_one_changed(tmp_path: Path, digits: Any, write_parquet:
         changed.reverse()
     for name, rows in (("a", digits), ("b", changed)):
         write_parquet(tmp_path / name / "train.parquet", rows, "plain")
-    one, other = (
-        decode_split(Source("parquet", str(tmp_path / name)), "train", tmp_path / f"{name}.arrow") for name in "ab"
-    )
+    one, other = (decode_split(Source("parquet", str(tmp_path / name)), "train", tmp_path / f"{name}.arrow") for name in "ab")
     assert one["digest"] != other["digest"]
 
 
 @pytest.mark.parametrize("second", [(1, 8, 9), (1, 9, 8), (3, 8, 8)])
-def test_pictures_of_different_shapes_are_refused(
-    tmp_path: Path, write_parquet: Write, second: tuple[int, int, int]
-) -> None:
+def test_pictures_of_different_shapes_are_refused(tmp_path: Path, write_parquet: Write, second: tuple[int, int, int]) -> None:
     rows = [(np.zeros((1, 8, 8), np.uint8), 0), (np.zeros(second, np.uint8), 1)]
     write_parquet(tmp_path / "train.parquet", rows, "plain")
     with pytest.raises(DataError, match=r"one shape, or data\.image_size be given"):
