@@ -58,9 +58,11 @@ def command(job: str, overrides: tuple[str, ...], folder: str | None, home: str 
 
 def _show(event: dict[str, Any]) -> None:
     """One line an epoch on stderr."""
-    if "epochs" in event:
+    if "val_accuracy" in event:
         scores = f"loss {event['loss']:.4f}, val accuracy {event['val_accuracy']:.4f}"
         text = f"{event['stage']} {event['epoch'] + 1}/{event['epochs']}: {scores}"
+    elif "step" in event:
+        return
     else:
         text = event["stage"]
     print(text, file=sys.stderr, flush=True)

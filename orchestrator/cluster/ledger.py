@@ -89,7 +89,9 @@ class Ledger:
 
     def report(self, gang: str, number: int, event: dict[str, Any]) -> Verdict:
         """Note how far a trial is; returns whether it is to go on."""
-        self.latest[number] = {**event, "gang": gang}
+        before = self.latest.get(number, {})
+        same_stage = before if before.get("stage") == event.get("stage") else {}
+        self.latest[number] = {**same_stage, **event, "gang": gang}
         if self._abandoning:
             return "abandon"
         return "stop" if number in self._stopped else "go"

@@ -45,12 +45,14 @@ def fit(
     how: Fit,
     process: Process,
     on_epoch: Callable[[int, float], None],
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train `model` in place.
 
     Args:
         batches: called with each epoch's number, from 0.
         on_epoch: called on every rank with the epoch's number and its mean loss over all ranks; may raise to end training.
+        on_step: called on every rank before each step with its number, counted over all epochs; may raise as well.
 
     Raises:
         DivergedError: on every rank, after an epoch whose loss is not finite.
@@ -64,6 +66,7 @@ def fit(
         together.train()
         seen = torch.zeros(2, device=process.device)
         for images, labels in batches(epoch):
+            on_step(step)
             with process.permit():
                 rate = how.learning_rate * rate_factor(how.schedule, min(step / total, 1.0), how.warmup_fraction)
                 for group in optimizer.param_groups:

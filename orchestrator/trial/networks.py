@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
@@ -9,9 +11,11 @@ from torch import Tensor, fx, nn
 from orchestrator.compression.channels import prune_channels
 from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, set_calibrated
 from orchestrator.models.build import reshape_to
+from orchestrator.results.trial_result import StageRecord
 from orchestrator.training.process import laid_out
 from orchestrator.trial.order import derived_seed
 from orchestrator.trial.work import Network, Work
+from orchestrator.trial.workshop import Teacher
 
 _CALIBRATION_BATCH = 64
 
@@ -23,8 +27,11 @@ def train_teacher(work: Work) -> Network | None:
     settings = work.recipe.teacher
     tree = settings.model_dump()
     key = work.key("teacher", tree, [])
-    if (warm := work.workshop.teacher(key)) is not None:
-        return Network(warm, key)
+    warm = work.workshop.teacher
+    if warm is not None and warm.key == key:
+        work.curve += warm.curve
+        work.stages.append(StageRecord("teacher", key, 0.0, True, time.time()))
+        return Network(warm.model, key)
 
     def make(seed: int) -> nn.Module:
         model, training = work.fresh(settings.model), settings.training
@@ -32,7 +39,8 @@ def train_teacher(work: Work) -> Network | None:
         return model
 
     network = work.network_stage("teacher", tree, [], make, lambda state: reshape_to(work.fresh(settings.model), state))
-    work.workshop.teacher(key, laid_out(network.model, channels_last=settings.training.channels_last))
+    model = laid_out(network.model, channels_last=settings.training.channels_last)
+    work.workshop.teacher = Teacher(key, model, list(work.curve))
     return network
 
 

@@ -26,6 +26,8 @@ from orchestrator.trial.stages import stage_key
 from orchestrator.trial.workshop import Material, Workshop
 
 _EVAL_BATCH = 512
+# How often a trial asks whether to go on: seldom enough to cost nothing, often enough for Ctrl-C.
+_STEPS_PER_REPORT = 20
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,14 @@ class Work:
             self.curve.append(point)
             self.host.progress({**point, "epochs": epochs})
 
-        fit(model, batches, len(self.material.train) // batch_size, loss, how, self.process, on_epoch)
+        steps = len(self.material.train) // batch_size
+
+        def on_step(step: int) -> None:
+            if step % _STEPS_PER_REPORT == 0:
+                epoch, place = divmod(step, steps)
+                self.host.progress({"stage": name, "epoch": epoch, "epochs": epochs, "step": place, "steps": steps})
+
+        fit(model, batches, steps, loss, how, self.process, on_epoch, on_step)
 
     def val_accuracy(self, model: nn.Module, precision: str) -> float:
         """Accuracy of a training graph on the validation split."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -31,13 +32,22 @@ class Material:
     digest: str
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher in memory: the key of its stage, the network, and the curve that every trial records with it."""
+
+    key: str
+    model: nn.Module
+    curve: list[dict[str, Any]]
+
+
 class Workshop:
     """Warm things, each under the key that it depends on."""
 
     def __init__(self, store: StageStore, process: Process) -> None:
         self.store, self.process = store, process
         self._material: tuple[object, Material] | None = None
-        self._teacher: tuple[str, nn.Module] | None = None
+        self.teacher: Teacher | None = None
 
     def material(self, data: DataSettings, channels_last: bool) -> Material:
         """The training and validation split; decoded by the first process that asks, mapped by every other."""
@@ -45,12 +55,6 @@ class Workshop:
         if self._material is None or self._material[0] != wanted:
             self._material = (wanted, self._attached(data, channels_last))
         return self._material[1]
-
-    def teacher(self, key: str, load: nn.Module | None = None) -> nn.Module | None:
-        """The teacher of that key if this process holds it; `load` puts it there."""
-        if load is not None:
-            self._teacher = (key, load)
-        return self._teacher[1] if self._teacher is not None and self._teacher[0] == key else None
 
     def decoded(self, data: DataSettings, split: str) -> Path:
         """The folder of a decoded split: `images.arrow` and `meta.json`."""

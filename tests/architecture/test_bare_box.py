@@ -70,7 +70,12 @@ def run_python(source: str, *arguments: str, folder: Path) -> str:
     """Run a program in a process of its own, in `folder`, with temporary files there; returns its standard output."""
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", source, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", source, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

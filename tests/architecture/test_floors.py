@@ -253,7 +253,10 @@ def test_a_planted_import_is_caught(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("orchestrator.spec.job", "from orchestrator.errors import JobError\nfrom orchestrator.spec.recipe import Recipe"),
+        (
+            "orchestrator.spec.job",
+            "from orchestrator.errors import JobError\nfrom orchestrator.spec.recipe import Recipe",
+        ),
         ("orchestrator.spec.job", "from .recipe import Recipe\nfrom ..errors import JobError"),
         ("orchestrator.search.gate", "from orchestrator.spec.job import Job\nimport orchestrator.results.store"),
         ("orchestrator.pareto.front", "from orchestrator.results.trial_result import TrialResult"),

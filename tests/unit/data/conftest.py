@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image as Pillow
 
 from orchestrator.data.batches import DeviceData, Normalizer
@@ -20,6 +21,8 @@ from orchestrator.data.decode import Examples
 from orchestrator.data.sources import Image, Source, read_split
 
 torch.set_num_threads(1)
+settings.register_profile("shared machine", deadline=None, max_examples=60)
+settings.load_profile("shared machine")
 
 Rows = Sequence[tuple[Image, int]]
 
