@@ -64,7 +64,8 @@ def command(
         end = _perform(loaded, place, sweep, address, verbose)
         front = find_front(sweep.results(), loaded.objectives)
         _say_next(sweep, front, time.monotonic() - began, end)
-        print_front(sweep, loaded, front, output)
+        if front.points or end == "finished":
+            print_front(sweep, loaded, front, output)
     return _EXIT[end]
 
 

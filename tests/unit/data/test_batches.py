@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from torch import Tensor
 from orchestrator.data.batches import DeviceData, Normalizer, augmented
 
 Make = Callable[..., DeviceData]
+
+
+def joined(parts: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
 
 
 def labels_of(data: DeviceData, batch_size: int, seed: int, world_size: int) -> list[list[list[int]]]:
@@ -56,7 +61,7 @@ def test_an_epoch_shows_every_example_at_most_once_in_equal_shares(
 
 def test_an_epoch_of_whole_batches_shows_everything(device_data: Make) -> None:
     (batches,) = labels_of(device_data(24), 6, 0, 1)
-    assert sorted(sum(batches, [])) == list(range(24))
+    assert sorted(joined(batches)) == list(range(24))
 
 
 @pytest.mark.parametrize(("num", "world_size", "share"), [(5, 1, 5), (5, 2, 2), (2, 2, 1)])
@@ -72,7 +77,7 @@ def test_order_follows_from_the_seed_alone(device_data: Make) -> None:
     np.random.seed(99)
     assert labels_of(data, 8, 1, 1) == first
     assert labels_of(data, 8, 2, 1) != first
-    assert sorted(sum(first[0], [])) != sum(first[0], [])
+    assert sorted(joined(first[0])) != joined(first[0])
 
 
 def test_an_image_keeps_its_label(device_data: Make) -> None:
@@ -89,8 +94,8 @@ def test_ordered_shares_cover_every_example_once(device_data: Make, num: int, ba
         assert all(1 <= len(labels) <= batch_size for _, labels in batches)
         for images, labels in batches:
             assert images[:, 0, 0, 0].round().tolist() == labels
-        shares.append(sum((labels for _, labels in batches), []))
-    assert sorted(sum(shares, [])) == list(range(num))
+        shares.append(joined(labels for _, labels in batches))
+    assert sorted(joined(shares)) == list(range(num))
     assert all(share == sorted(share) for share in shares)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -128,7 +133,7 @@ def test_the_normalizer_gives_zero_mean_and_unit_variance() -> None:
 
 def by_hand(pixels: Tensor, randoms: Tensor, flips: bool) -> Tensor:
     """The same, one pixel at a time."""
-    num, channels, height, width = pixels.shape
+    num, _, height, width = pixels.shape
     reach = max(1, height // 8)
     out = torch.zeros_like(pixels)
     for n in range(num):

@@ -32,7 +32,8 @@ def test_digits_are_cut_into_train_and_test_without_loss() -> None:
     assert len(test) == 359
     everything, labels = load_digits(return_X_y=True)
     mine = sorted((tuple(image.ravel()), label) for image, label in [*train, *test])
-    theirs = sorted((tuple(np.round(row * 255 / 16).astype(np.uint8)), int(label)) for row, label in zip(everything, labels))
+    pixels = np.round(everything * 255 / 16).astype(np.uint8)
+    theirs = sorted((tuple(row), int(label)) for row, label in zip(pixels, labels, strict=True))
     assert mine == theirs
 
 

@@ -98,8 +98,10 @@ def test_json_that_only_python_reads_is_refused(value):
         as_json(value)
 
 
-def test_json_does_not_depend_on_the_order_of_keys():
-    assert as_json({"b": 1, "a": {"d": 2, "c": 3}}) == as_json({"a": {"c": 3, "d": 2}, "b": 1})
+def test_json_keeps_its_keys_in_the_order_in_which_they_were_put(tmp_path):
+    path, value = tmp_path / "value.json", {"b": 1, "a": {"d": 2, "c": 3}}
+    path.write_bytes(as_json(value))
+    assert (list(read_json(path)), list(read_json(path)["a"])) == (["b", "a"], ["d", "c"])
 
 
 def test_a_missing_file_reads_as_none_and_a_broken_one_does_not(tmp_path):

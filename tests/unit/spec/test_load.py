@@ -259,7 +259,7 @@ BAD_JOBS = [
         "cifar_resnet9",
         "job.yaml:3",
         "recipe.model.name",
-        "be cifar_resnet20 or a classification model",
+        "be cifar_resnet8, 14, 20",
         "'cifar_resnet9'",
         "cifar_resnet8",
         id="model",
