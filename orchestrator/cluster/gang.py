@@ -21,7 +21,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from orchestrator.cluster.ledger import CLOSED
+from orchestrator.cluster.ledger import CLOSED, Verdict
 from orchestrator.errors import TrialAbandoned, TrialStopped
 from orchestrator.measure.quiet import Quiet
 from orchestrator.results.store import Sweep
@@ -45,8 +45,16 @@ class GangHost:
 
     def progress(self, event: dict[str, Any]) -> None:
         """One rank asks, all obey: every rank leaves a trial at the same step."""
-        verdict = ray.get(self.desk.report.remote(self.gang, self.number, event)) if self.process.first else None
-        verdict = self.process.agreed(verdict)
+        self._obey(self.process.agreed(self._ask(event) if self.process.first else None))
+
+    def progress_alone(self, event: dict[str, Any]) -> None:
+        self._obey(self._ask(event))
+
+    def _ask(self, event: dict[str, Any]) -> Verdict:
+        verdict: Verdict = ray.get(self.desk.report.remote(self.gang, self.number, event))
+        return verdict
+
+    def _obey(self, verdict: Verdict) -> None:
         if verdict == "stop":
             raise TrialStopped(f"trial {self.number} was stopped")
         if verdict == "abandon":

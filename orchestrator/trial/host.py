@@ -31,6 +31,9 @@ class TrialHost(Protocol):
             TrialStopped: on every rank, when the trial is to end here.
         """
 
+    def progress_alone(self, event: dict[str, Any]) -> None:
+        """The same where the other ranks have left the trial already: it concerns rank 0 and nobody else."""
+
     def measuring(self) -> AbstractContextManager[None]:
         """The machine, with no other work of ours on it."""
 
@@ -46,6 +49,8 @@ class LocalHost:
     def progress(self, event: dict[str, Any]) -> None:
         if self.process.first:
             self._show(event)
+
+    progress_alone = progress
 
     def measuring(self) -> AbstractContextManager[None]:
         return self._quiet.measuring()

@@ -33,7 +33,7 @@ def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
     """Run one recipe and return how it ended; rank 0's result is the trial's.
 
     Errors of the recipe (it cannot be built, it diverged) are raised on all ranks alike and become results here. Any other
-    exception does too when this process is alone; among several it is raised, because the other ranks wait for this one.
+    exception does too when no other rank waits for this one; while they train together it is raised.
     """
     started = time.time()
     work: Work | None = None
@@ -53,7 +53,7 @@ def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
     except TrialError as error:
         return _result(order, host, work, "FAILED", started, failure=_failure(error))
     except Exception as error:
-        if host.process.world_size > 1:
+        if host.process.world_size > 1 and not (work and work.alone):
             raise
         return _result(order, host, work, "FAILED", started, failure=_failure(error))
 
@@ -74,14 +74,15 @@ def _ship(work: Work, network: Network) -> dict[str, Any]:
     folder = Path(work.order.folder)
     attempt = folder / work.order.attempt
     attempt.mkdir(parents=True, exist_ok=True)
+    work.alone = True
     started, clock = time.time(), time.perf_counter()
-    work.host.progress({"stage": "export"})
+    work.host.progress_alone({"stage": "export"})
     counts = export(work, network, attempt / "model.onnx")
     save_file(weights_of(network), attempt / "model.safetensors")
     replace(attempt / "recipe.json", as_json({"recipe": work.order.recipe, "classes": work.material.classes}))
     work.timed("export", clock, started)
     started, clock = time.time(), time.perf_counter()
-    work.host.progress({"stage": "measure"})
+    work.host.progress_alone({"stage": "measure"})
     measurements = counts | measure(work, attempt / "model.onnx")
     work.timed("measure", clock, started)
     for path in sorted(attempt.iterdir()):

@@ -45,6 +45,7 @@ class Work:
     Args:
         stages: what was done, in order.
         curve: one mapping per epoch: stage, epoch, loss, val_accuracy.
+        alone: whether the other ranks have left the trial.
     """
 
     order: Order
@@ -54,6 +55,7 @@ class Work:
     material: Material
     stages: list[StageRecord] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    alone: bool = False
 
     @property
     def process(self) -> Process:
