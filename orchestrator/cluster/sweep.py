@@ -39,17 +39,13 @@ _TICK_S = 0.5
 class Observer(Protocol):
     """Is told what happens, in the driver, in order. Must return at once and raise nothing."""
 
-    def phase(self, text: str) -> None:
-        """Something that takes seconds begins."""
+    def phase(self, text: str) -> None: ...  # something that takes seconds begins
 
-    def proposed(self, proposal: Proposal) -> None:
-        """A trial was asked for."""
+    def proposed(self, proposal: Proposal) -> None: ...  # a trial was asked for
 
-    def ended(self, result: TrialResult) -> None:
-        """A trial's result is on disk."""
+    def ended(self, result: TrialResult) -> None: ...  # a trial's result is on disk
 
-    def running(self, trials: dict[int, dict[str, Any]]) -> None:
-        """How far the trials under way are; about twice a second."""
+    def running(self, trials: dict[int, dict[str, Any]]) -> None: ...  # how far they are; about twice a second
 
 
 @dataclass

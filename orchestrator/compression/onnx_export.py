@@ -156,25 +156,7 @@ def export_quantized(
     plain = path.with_suffix(".float.onnx")
     export_float(model, example, plain)
     proto = onnx.load(str(plain))
-    inputs = _layer_inputs(proto, codes)
-    overrides: dict[str, list[dict[str, Any]]] = {}
-    limits: dict[str, int] = {}
-    for name, code in codes.items():
-        kind = QuantType.QInt4 if code.weight_bits <= _PACKED_BITS else QuantType.QInt8
-        overrides[f"{name}.weight"] = [
-            {"quant_type": kind, "axis": 0, "scale": np.float32(step), "zero_point": _zero(kind)}
-            for step in code.weight_scale.tolist()
-        ]
-        tensor = inputs[name]
-        overrides[tensor] = [
-            {
-                "quant_type": QuantType.QUInt8,
-                "scale": np.array(code.input_scale, dtype=np.float32),
-                "zero_point": np.array(code.input_zero_point, dtype=np.uint8),
-            }
-        ]
-        if code.input_bits < 8:
-            limits[tensor] = 2**code.input_bits - 1
+    overrides, limits = _grids(proto, codes)
     with _quiet():
         constants = {"scale", "offset"}  # of FromPixels: whole pixels need no quantizer of their own
         quantize_static(
@@ -199,6 +181,32 @@ def export_quantized(
     _clip_codes(quantized, limits)
     _strip(quantized)
     onnx.save(quantized, str(path))
+
+
+def _grids(proto: Any, codes: Mapping[str, LayerCodes]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """What quantize_static takes for our grids: overrides by tensor, and the largest code of every narrow input."""
+    from onnxruntime.quantization import QuantType
+
+    inputs = _layer_inputs(proto, codes)
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    limits: dict[str, int] = {}
+    for name, code in codes.items():
+        kind = QuantType.QInt4 if code.weight_bits <= _PACKED_BITS else QuantType.QInt8
+        overrides[f"{name}.weight"] = [
+            {"quant_type": kind, "axis": 0, "scale": np.float32(step), "zero_point": _zero(kind)}
+            for step in code.weight_scale.tolist()
+        ]
+        tensor = inputs[name]
+        overrides[tensor] = [
+            {
+                "quant_type": QuantType.QUInt8,
+                "scale": np.array(code.input_scale, dtype=np.float32),
+                "zero_point": np.array(code.input_zero_point, dtype=np.uint8),
+            }
+        ]
+        if code.input_bits < 8:
+            limits[tensor] = 2**code.input_bits - 1
+    return overrides, limits
 
 
 def _zero(kind: Any) -> Any:
