@@ -1,161 +1,175 @@
-"""Put quantizers into a network, calibrate them, and take out what a runtime needs."""
+"""Put quantizers into a network, calibrate them, and take out what a runtime needs.
+
+The graph holds every quantizer that the file will hold, at the same places: inputs of layers at the bits asked for, and 8-bit
+carriers where a layer's output goes to something else (a sum, a pooling) that the file computes between whole numbers.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrize
 
+from orchestrator.compression.folding import following_norm, layer_of, norm_growth, traced
 from orchestrator.compression.quantizers import ActivationQuantizer, WeightQuantizer
-from orchestrator.errors import UnbuildableError
 
-_PREFIX = "quantize_"
+PREFIX = "quantize_"
+_CARRIER_BITS = 8
 
-
-@dataclass(frozen=True)
-class LayerCodes:
-    """How one layer is quantized: its weight's step per output channel, and scale, zero point and bits of its input."""
-
-    weight_scale: Tensor
-    weight_bits: int
-    input_scale: float
-    input_zero_point: int
-    input_bits: int
+# What changes no value of a tensor, or picks among them: a quantizer before it does what one after it would.
+_PASSES = (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+_PASSING_FUNCTIONS = frozenset({torch.flatten, F.max_pool2d, F.dropout})
+# What a runtime computes together with the layer before it.
+_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Identity)
+_RECTIFYING_FUNCTIONS = frozenset({torch.relu, F.relu, F.relu6})
 
 
 def insert_quantizers(model: nn.Module, weight_bits: int, activation_bits: int, first_last_8bit: bool) -> fx.GraphModule:
     """A traced copy of `model` with a quantizer on the weight and on the input of every convolution and linear layer.
 
-    Layers that read the same tensor share its quantizer, and so does everything else that reads it.
+    Layers that read the same tensor share its quantizer. Everything else that reads it (a shortcut) gets it in 8 bits, as a
+    residual stream of few bits would forget what it carries.
 
     Raises:
         UnbuildableError: the network cannot be traced by torch.fx.
     """
-    try:
-        traced = fx.symbolic_trace(copy.deepcopy(model))
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise UnbuildableError(f"the network cannot be traced for quantization: {error}") from error
-    layers = [node for node in traced.graph.nodes if _is_layer(traced, node)]
-    quantizer_of: dict[fx.Node, fx.Node] = {}
+    graph = traced(model, "quantization")
+    layers = [node for node in graph.graph.nodes if layer_of(graph, node) is not None]
+    readers: dict[fx.Node, dict[int, list[fx.Node]]] = {}
     for position, node in enumerate(layers):
         edge = first_last_8bit and position in (0, len(layers) - 1)
-        layer = _layer(traced, node)
-        parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, 8 if edge else weight_bits))
-        source = node.args[0]
-        if source not in quantizer_of:
-            name = f"{_PREFIX}{len(quantizer_of)}"
-            traced.add_submodule(name, ActivationQuantizer(8 if edge else activation_bits))
-            with traced.graph.inserting_after(source):
-                quantizer = traced.graph.call_module(name, (source,))
-            source.replace_all_uses_with(quantizer, delete_user_cb=lambda user, own=quantizer: user is not own)
-            quantizer_of[source] = quantizer_of[quantizer] = quantizer
-    traced.recompile()
-    return traced
+        layer = layer_of(graph, node)
+        assert layer is not None
+        if not parametrize.is_parametrized(layer, "weight"):  # a layer that is called twice has one weight
+            parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, 8 if edge else weight_bits))
+        source, reader = _source(graph, node)
+        readers.setdefault(source, {}).setdefault(8 if edge else activation_bits, []).append(reader)
+    for node in layers:
+        end = _layer_end(graph, node)
+        if all(user.op != "output" for user in end.users):
+            readers.setdefault(end, {})
+    for source, by_bits in readers.items():
+        _quantize(graph, source, by_bits)
+    graph.recompile()
+    return graph
 
 
-def calibrate(model: fx.GraphModule, batches: Iterable[Tensor], method: str) -> None:
-    """Show images to every activation quantizer, then fix the ranges."""
+def _quantize(graph: fx.GraphModule, source: fx.Node, by_bits: dict[int, list[fx.Node]]) -> None:
+    """Quantize one tensor for the layers that read it, by bits, and in 8 bits for everything else."""
+    of_layers = {reader for readers in by_bits.values() for reader in readers}
+    tensor = source
+    if _CARRIER_BITS in by_bits or set(source.users) - of_layers:
+        tensor = _add(graph, source, ActivationQuantizer(_CARRIER_BITS, carrier=_CARRIER_BITS not in by_bits))
+        source.replace_all_uses_with(tensor, delete_user_cb=lambda user: user is not tensor)
+    for bits, readers in by_bits.items():
+        if bits == _CARRIER_BITS:
+            continue
+        narrow = _add(graph, tensor, ActivationQuantizer(bits))
+        for reader in readers:
+            reader.replace_input_with(tensor, narrow)
+
+
+def _add(graph: fx.GraphModule, source: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
+    number = sum(str(node.target).startswith(PREFIX) for node in graph.graph.nodes)
+    graph.add_submodule(f"{PREFIX}{number}", quantizer)
+    with graph.graph.inserting_after(source):
+        return graph.graph.call_module(f"{PREFIX}{number}", (source,))
+
+
+def _source(graph: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The tensor to quantize for a layer, and what reads it on its way there: quantizing commutes with a maximum."""
+    reader, source = layer, layer.args[0]
+    assert isinstance(source, fx.Node)
+    while len(source.users) == 1 and _is(graph, source, _PASSES, _PASSING_FUNCTIONS) and isinstance(source.args[0], fx.Node):
+        reader, source = source, source.args[0]
+    return source, reader
+
+
+def _layer_end(graph: fx.GraphModule, layer: fx.Node) -> fx.Node:
+    """The last node that a runtime computes together with a layer: its norm, and a rectifier."""
+    end = following_norm(graph, layer) or layer
+    while len(end.users) == 1 and _is(graph, user := next(iter(end.users)), _RECTIFIERS, _RECTIFYING_FUNCTIONS):
+        end = user
+    return end
+
+
+def _is(graph: fx.GraphModule, node: fx.Node, modules: tuple[type[nn.Module], ...], functions: frozenset[object]) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), modules)
+    return node.op == "call_function" and node.target in functions
+
+
+def calibrate(model: fx.GraphModule, batches: Iterable[Tensor], method: str, *, carriers_only: bool = False) -> None:
+    """Show images to activation quantizers, then fix their ranges.
+
+    Args:
+        carriers_only: after training, which moves what the carriers see and does not teach them.
+    """
+    chosen = [quantizer for quantizer in _quantizers(model) if quantizer.carrier or not carriers_only]
+    for quantizer in chosen:
+        quantizer.watch()
     model.eval()
     with torch.no_grad():
         for images in batches:
             model(images)
-    for quantizer in model.modules():
-        if isinstance(quantizer, ActivationQuantizer):
-            quantizer.calibrate(method)
+    for quantizer in chosen:
+        quantizer.calibrate(method)
 
 
 def set_calibrated(model: fx.GraphModule) -> None:
     """Make the quantizers of a rebuilt network quantize: their ranges come with its weights."""
-    for quantizer in model.modules():
-        if isinstance(quantizer, ActivationQuantizer):
-            quantizer.watching = False
+    for quantizer in _quantizers(model):
+        quantizer.watching = False
 
 
-def fold_norms(model: nn.Module) -> nn.Module:
-    """The network for inference: every batch norm that follows a convolution is folded into it."""
-    try:
-        folded: nn.Module = fuse(copy.deepcopy(model).eval())
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise UnbuildableError(f"the network cannot be traced for export: {error}") from error
-    return folded
+def settle_biases(model: fx.GraphModule) -> None:
+    """Move every bias to where the file can hold it, in place: a whole multiple of the input's step times the weight's.
 
-
-def split_off_codes(model: fx.GraphModule) -> tuple[nn.Module, dict[str, LayerCodes]]:
-    """Take a fake-quantized network apart: a float network whose weights lie on their grids, and the grids by layer name.
-
-    A batch norm after a convolution scales each output channel by a constant, so folding it moves the grid and no weight
-    off it: the folded step is the learned one times the growth of the channel's norm.
+    A runtime adds the bias to sums of products of codes. What a norm adds is part of that bias, so its shift is moved. With
+    wide codes the move is lost in rounding; with codes of two or three bits it is not, and evaluation should see it.
     """
-    plain = copy.deepcopy(model).eval()
-    codes: dict[str, LayerCodes] = {}
-    for node in list(plain.graph.nodes):
-        if not _is_layer(plain, node):
+    for node in model.graph.nodes:
+        layer = layer_of(model, node)
+        if layer is None:
             continue
-        layer = _layer(plain, node)
-        quantizer = plain.get_submodule(str(node.args[0].target))
-        weights = layer.get_submodule("parametrizations.weight.0")
-        assert isinstance(quantizer, ActivationQuantizer)
-        assert isinstance(weights, WeightQuantizer)
-        scale, zero_point = quantizer.codes()
-        step = weights.scale.detach().abs().clamp_min(1e-8)
-        codes[str(node.target)] = LayerCodes(step, weights.bits, scale, zero_point, quantizer.bits)
-        plain.set_submodule(str(node.target), _without_quantizer(layer))
-    for node in list(plain.graph.nodes):
-        if node.op == "call_module" and str(node.target).startswith(_PREFIX):
-            node.replace_all_uses_with(node.args[0])
-            plain.graph.erase_node(node)
-    plain.delete_all_unused_submodules()
-    plain.recompile()
-    folded = fold_norms(plain)
-    return folded, {name: _after_folding(code, plain, folded, name) for name, code in codes.items()}
+        step = weight_quantizer(layer).step() * input_quantizer(model, node).codes()[0]
+        norm_node = following_norm(model, node)
+        norm = None if norm_node is None else model.get_submodule(str(norm_node.target))
+        bias = None if layer.bias is None else layer.bias.detach()
+        movable = layer.bias
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d):
+            factor, shift = norm_growth(norm)
+            bias, step = shift if bias is None else shift + bias * factor, step * factor.abs()
+            movable = norm.bias if norm.affine else None
+        if bias is not None and movable is not None:
+            movable.data += torch.where(step > 0, (bias / step.clamp_min(1e-30)).round() * step - bias, 0.0)
 
 
-def _without_quantizer(layer: nn.Conv2d | nn.Linear) -> nn.Module:
-    """A plain layer with the quantized weight.
-
-    Not `parametrize.remove_parametrizations`: it takes the property off the class, which a copy shares with its original.
-    """
-    bias = layer.bias is not None
-    plain: nn.Module
-    if isinstance(layer, nn.Linear):
-        plain = nn.Linear(layer.in_features, layer.out_features, bias)
-    else:
-        plain = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            bias,
-            layer.padding_mode,
-        )
-    state = {"weight": layer.weight.detach()}
-    if layer.bias is not None:
-        state["bias"] = layer.bias.detach()
-    plain.load_state_dict(state)
-    return plain.eval()
+def weight_quantizer(layer: nn.Module) -> WeightQuantizer:
+    """What quantizes a layer's weight."""
+    quantizer = layer.get_submodule("parametrizations.weight.0")
+    assert isinstance(quantizer, WeightQuantizer)
+    return quantizer
 
 
-def _after_folding(code: LayerCodes, before: nn.Module, after: nn.Module, name: str) -> LayerCodes:
-    old = torch.linalg.vector_norm(before.get_parameter(f"{name}.weight").detach().flatten(1), dim=1)
-    new = torch.linalg.vector_norm(after.get_parameter(f"{name}.weight").detach().flatten(1), dim=1)
-    growth = torch.where(old > 0, new / old.clamp_min(1e-12), torch.ones_like(old))
-    step = (code.weight_scale * growth).clamp_min(1e-12)
-    return LayerCodes(step, code.weight_bits, code.input_scale, code.input_zero_point, code.input_bits)
+def input_quantizer(model: fx.GraphModule, layer: fx.Node) -> ActivationQuantizer:
+    """What quantizes the tensor that a layer reads, perhaps through a pooling."""
+    quantizer = model.get_submodule(input_quantizer_name(model, layer))
+    assert isinstance(quantizer, ActivationQuantizer)
+    return quantizer
 
 
-def _layer(model: nn.Module, node: fx.Node) -> nn.Conv2d | nn.Linear:
-    layer = model.get_submodule(str(node.target))
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    return layer
+def input_quantizer_name(model: fx.GraphModule, layer: fx.Node) -> str:
+    """Its name in the graph."""
+    node = layer.args[0]
+    while isinstance(node, fx.Node) and not str(node.target).startswith(PREFIX):
+        node = node.args[0]
+    assert isinstance(node, fx.Node)
+    return str(node.target)
 
 
-def _is_layer(model: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Conv2d | nn.Linear)
+def _quantizers(model: fx.GraphModule) -> list[ActivationQuantizer]:
+    return [module for module in model.modules() if isinstance(module, ActivationQuantizer)]

@@ -1,29 +1,29 @@
-"""From a network to the file that ships: ONNX, and int8 or int4 QDQ for ONNX Runtime."""
+"""From a network to the file that ships: ONNX, of floats or of whole numbers."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from orchestrator.compression.fake_quantize import LayerCodes
+from orchestrator.compression.grids import Grids
+from orchestrator.compression.integers import write_integers
 from orchestrator.errors import UnbuildableError
 
 INPUT, OUTPUT = "image", "logits"
 
 # The first operator set whose QuantizeLinear knows 4-bit integers.
 _OPSET = 21
-_PACKED_BITS = 4
 
 # How torch's layers print their widths: `16, 32, kernel_size=...`, `in_features=64, out_features=10`, `32, eps=...`.
 _WIDTHS = re.compile(r"^\d+(, \d+)?, |(in|out)_features=\d+, ")
@@ -68,8 +68,8 @@ def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     wiring = _wiring(model, tuple(images.shape))
     proto = _rewired(_graphs[wiring], model) if wiring in _graphs else None
     if proto is None or not _agrees(proto, model, images):
-        proto = _translated(model, images)
-        _graphs[wiring] = proto
+        _graphs[wiring] = _translated(model, images)
+        proto = _rewired(_graphs[wiring], model)
     onnx.save(proto, str(path))
 
 
@@ -77,10 +77,17 @@ _graphs: dict[str, Any] = {}
 
 
 def _translated(model: nn.Module, images: Tensor) -> Any:
-    """The network as an ONNX ModelProto, by torch's exporter."""
+    """The network's graph as an ONNX ModelProto with weights of no meaning, by torch's exporter.
+
+    Noise, because the exporter looks at values: weights that happen to be equal (biases of zero) become one.
+    """
+    noise, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for tensor in (*noise.parameters(), *noise.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
     with _quiet():
         program = torch.onnx.export(
-            model,
+            noise,
             (images,),
             dynamo=True,
             input_names=[INPUT],
@@ -138,112 +145,21 @@ def _agrees(proto: Any, model: nn.Module, images: Tensor) -> bool:
     return got.shape == expected.shape and bool(np.abs(got - expected).max() <= 1e-3 * max(1.0, np.abs(expected).max()))
 
 
-def export_quantized(
-    model: nn.Module, codes: Mapping[str, LayerCodes], example: Tensor, samples: npt.NDArray[np.float32], path: Path
-) -> None:
-    """Write a network whose weights lie on their grids as a QDQ file with those very integers.
-
-    Weights of up to 4 bits are packed two to a byte, others take a byte; the codes of inputs below 8 bits are clipped as
-    integers. Tensors between layers that training did not quantize (sums, pooled features) take 8 bits, ranged on `samples`.
+def export_quantized(model: nn.Module, grids: Grids, example: Tensor, path: Path) -> None:
+    """Write a network whose weights lie on their grids, with marks for its quantizers, as a QDQ file of those very integers.
 
     Args:
-        codes: layer name to its grids, as `split_off_codes` returns them.
-        samples: (N, C, H, W) images for the ranges of the other tensors.
+        grids: by names of `model`'s modules.
+
+    Raises:
+        UnbuildableError: the exporter renamed a weight, or took a quantizer out.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    plain = path.with_suffix(".float.onnx")
-    export_float(model, example, plain)
-    proto = onnx.load(str(plain))
-    overrides, limits = _grids(proto, codes)
-    with _quiet():
-        constants = {"scale", "offset"}  # of FromPixels: whole pixels need no quantizer of their own
-        quantize_static(
-            str(plain),
-            str(path),
-            _Reader(samples),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[node.name for node in proto.graph.node if constants & set(node.input)],
-            extra_options={
-                "TensorQuantOverrides": overrides,
-                "QDQDisableWeightAdjustForInt32Bias": True,
-                # A ReLU before an unsigned code is free; a ReLU6 is not, as its range may end below the code's.
-                "QDQKeepRemovableActivations": any(node.op_type == "Clip" for node in proto.graph.node),
-            },
-        )
-    plain.unlink()
-    quantized = onnx.load(str(path))
-    _clip_codes(quantized, limits)
-    _strip(quantized)
-    onnx.save(quantized, str(path))
-
-
-def _grids(proto: Any, codes: Mapping[str, LayerCodes]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
-    """What quantize_static takes for our grids: overrides by tensor, and the largest code of every narrow input."""
-    from onnxruntime.quantization import QuantType
-
-    inputs = _layer_inputs(proto, codes)
-    overrides: dict[str, list[dict[str, Any]]] = {}
-    limits: dict[str, int] = {}
-    for name, code in codes.items():
-        kind = QuantType.QInt4 if code.weight_bits <= _PACKED_BITS else QuantType.QInt8
-        overrides[f"{name}.weight"] = [
-            {"quant_type": kind, "axis": 0, "scale": np.float32(step), "zero_point": _zero(kind)}
-            for step in code.weight_scale.tolist()
-        ]
-        tensor = inputs[name]
-        overrides[tensor] = [
-            {
-                "quant_type": QuantType.QUInt8,
-                "scale": np.array(code.input_scale, dtype=np.float32),
-                "zero_point": np.array(code.input_zero_point, dtype=np.uint8),
-            }
-        ]
-        if code.input_bits < 8:
-            limits[tensor] = 2**code.input_bits - 1
-    return overrides, limits
-
-
-def _zero(kind: Any) -> Any:
-    return np.array(0, dtype=np.int8)
-
-
-def _layer_inputs(proto: Any, codes: Mapping[str, LayerCodes]) -> dict[str, str]:
-    """Layer name to the name of the tensor that it reads."""
-    readers = {node.input[1]: node.input[0] for node in proto.graph.node if len(node.input) > 1}
-    missing = [name for name in codes if f"{name}.weight" not in readers]
-    if missing:
-        raise UnbuildableError(f"the exporter renamed the weights of {', '.join(missing)}")
-    return {name: readers[f"{name}.weight"] for name in codes}
-
-
-def _clip_codes(proto: Any, limits: Mapping[str, int]) -> None:
-    """Clip the integers of narrow tensors between their QuantizeLinear and everything that reads it."""
-    from onnx import helper, numpy_helper
-
-    nodes = []
-    renamed: dict[str, str] = {}
-    for node in proto.graph.node:
-        for position, name in enumerate(node.input):
-            if name in renamed:
-                node.input[position] = renamed[name]
-        nodes.append(node)
-        if node.op_type == "QuantizeLinear" and (limit := limits.get(node.input[0])) is not None:
-            codes, clipped = node.output[0], f"{node.output[0]}_clipped"
-            top = f"{codes}_limit"
-            proto.graph.initializer.append(numpy_helper.from_array(np.array(limit, dtype=np.uint8), top))
-            nodes.append(helper.make_node("Clip", [codes, "", top], [clipped], name=f"{codes}_clip"))
-            renamed[codes] = clipped
-    done = {name for name in limits if any(n.op_type == "QuantizeLinear" and n.input[0] == name for n in nodes)}
-    if done != set(limits):
-        raise UnbuildableError(f"no quantizer was written for {', '.join(sorted(set(limits) - done))}")
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
+    export_float(model, example, path)
+    proto = onnx.load(str(path))
+    write_integers(proto, grids)
+    onnx.save(proto, str(path))
 
 
 def _strip(proto: Any) -> None:
@@ -257,16 +173,6 @@ def _strip(proto: Any) -> None:
     del proto.graph.metadata_props[:]
     del proto.graph.value_info[:]
     proto.doc_string = ""
-
-
-class _Reader:
-    """What quantize_static asks for its calibration images."""
-
-    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
-        self._batches: Iterator[dict[str, npt.NDArray[np.float32]]] = iter([{INPUT: samples}])
-
-    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-        return next(self._batches, None)
 
 
 @contextlib.contextmanager

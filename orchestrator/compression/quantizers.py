@@ -35,25 +35,35 @@ class WeightQuantizer(nn.Module):
         )
         return quantized
 
+    def step(self) -> Tensor:
+        """The step sizes (O,) that quantization uses."""
+        return self.scale.detach().abs().clamp_min(1e-8)
+
 
 class ActivationQuantizer(nn.Module):
     """Per tensor; codes in [0, 2^bits - 1]. Watches what passes until `calibrate`, then quantizes it.
 
     A tensor that is never negative keeps zero point 0, so that a runtime can drop the ReLU before it.
+
+    Args:
+        carrier: it stands where no layer reads but the file needs whole numbers (sums, say). Its rounding is too small to
+            train against and would cost a pass over the tensor, so it rests in training and learns nothing.
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, carrier: bool = False) -> None:
         super().__init__()
-        self.bits, self.limit = bits, 2**bits - 1
-        self.scale = nn.Parameter(torch.ones(1))
-        self.zero_point = nn.Parameter(torch.zeros(1))
+        self.bits, self.limit, self.carrier = bits, 2**bits - 1, carrier
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=not carrier)
+        self.zero_point = nn.Parameter(torch.zeros(1), requires_grad=not carrier)
         self.watching = True
         self._seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if self.watching:
-            flat = x.detach().float().flatten()
-            self._seen.append(flat[:: max(1, flat.numel() // _SAMPLE)])
+            flat = x.detach().flatten()
+            self._seen.append(flat[:: max(1, flat.numel() // _SAMPLE)].float().clone())
+            return x
+        if self.carrier and self.training:
             return x
         factor = (x[0].numel() * self.limit) ** -0.5
         scale = self.scale.abs().clamp_min(1e-8)
@@ -62,6 +72,10 @@ class ActivationQuantizer(nn.Module):
         )
         return quantized
 
+    def watch(self) -> None:
+        """Let everything pass, and look at it, until `calibrate`."""
+        self.watching, self._seen = True, []
+
     def calibrate(self, method: str) -> None:
         """Set scale and zero point from what was seen."""
         low, high = activation_range(torch.cat(self._seen), self.limit, method)
@@ -69,12 +83,13 @@ class ActivationQuantizer(nn.Module):
         scale = max((high - low) / self.limit, 1e-8)
         self.scale.data.fill_(scale)
         self.zero_point.data.fill_(round(-low / scale))
-        self.zero_point.requires_grad_(low < 0)
+        self.zero_point.requires_grad_(low < 0 and not self.carrier)
         self.watching = False
 
     def codes(self) -> tuple[float, int]:
         """The scale and the whole zero point that quantization uses."""
-        return float(self.scale.abs().clamp_min(1e-8)), int(self.zero_point.clamp(0, self.limit).round())
+        scale, zero_point = self.scale.detach().abs().clamp_min(1e-8), self.zero_point.detach().clamp(0, self.limit)
+        return float(scale), int(zero_point.round())
 
 
 def weight_scales(weight: Tensor, limit: int) -> Tensor:

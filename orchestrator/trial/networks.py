@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.compression.channels import prune_channels
-from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, set_calibrated
+from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, set_calibrated, settle_biases
 from orchestrator.models.build import reshape_to
 from orchestrator.results.trial_result import StageRecord
 from orchestrator.training.process import laid_out
@@ -97,12 +97,15 @@ def quantize(work: Work, network: Network, teacher: Network | None) -> Network:
         return insert_quantizers(network.model, *bits, quantization.first_last_8bit)
 
     def make(seed: int) -> nn.Module:
-        model = with_quantizers()
+        model, images = with_quantizers(), calibration_images(work)
         with work.process.permit():
-            calibrate(model, calibration_images(work), quantization.calibration)
+            calibrate(model, images, quantization.calibration)
         if quantization.method == "qat":
             epochs, rate = quantization.epochs, quantization.learning_rate
             work.train("quantized", model, training, _model(teacher), epochs=epochs, rate=rate)
+            with work.process.permit():
+                calibrate(model, images, quantization.calibration, carriers_only=True)
+        settle_biases(model)
         return model
 
     def rebuild(state: dict[str, Tensor]) -> nn.Module:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from orchestrator.compression.fake_quantize import fold_norms, split_off_codes
+from orchestrator.compression.folding import fold_norms
+from orchestrator.compression.grids import split_off_grids
 from orchestrator.compression.onnx_export import FromPixels, export_float, export_quantized
 from orchestrator.measure.accuracy import classification
 from orchestrator.measure.latency import call_latency_ms, pinned
 from orchestrator.measure.runtime import Runtime
 from orchestrator.measure.size import count_macs, count_parameters
 from orchestrator.training.process import laid_out
-from orchestrator.trial.networks import calibration_rows
 from orchestrator.trial.work import Network, Work
 
 
@@ -32,10 +32,8 @@ def export(work: Work, network: Network, path: Path) -> dict[str, Any]:
             export_float(wrap(folded), example, path)
         else:
             assert isinstance(model, fx.GraphModule)
-            folded, codes = split_off_codes(model)
-            images = work.material.splits.train.images[calibration_rows(work)].astype(np.float32)
-            named = {f"{FromPixels.NETWORK}.{name}": code for name, code in codes.items()}
-            export_quantized(wrap(folded), named, example, images, path)
+            folded, grids = split_off_grids(model)
+            export_quantized(wrap(folded), grids.below(FromPixels.NETWORK), example, path)
         return {"macs": count_macs(folded, example), "num_parameters": count_parameters(folded)}
 
 

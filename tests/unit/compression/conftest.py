@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,20 +10,16 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from orchestrator.compression import onnx_export
 from orchestrator.compression.channels import prune_channels
 from orchestrator.compression.distillation import make_loss
+from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, settle_biases
 from orchestrator.data.batches import DeviceData, Normalizer
 from orchestrator.data.decode import Examples
 from orchestrator.data.sources import Source, read_split
 from orchestrator.models.cifar_resnet import CifarResNet
 from orchestrator.training.loop import Fit, fit
 from orchestrator.training.process import Process
-
-with warnings.catch_warnings():
-    # It imports torch.fx.experimental.optimization, which uses what torch has deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from orchestrator.compression import onnx_export
-    from orchestrator.compression.fake_quantize import calibrate, insert_quantizers
 
 torch.set_num_threads(1)
 
@@ -100,8 +95,11 @@ def quantized(dense: nn.Module, digits: DeviceData, train: Train) -> Quantize:
         key = (weight_bits, activation_bits, first_last_8bit, epochs, id(model))
         if key not in made:
             graph = insert_quantizers(model or dense, weight_bits, activation_bits, first_last_8bit)
-            calibrate(graph, [digits.normalizer(digits.images[:128])], "mse")
+            images = [digits.normalizer(digits.images[:128])]
+            calibrate(graph, images, "mse")
             train(graph, epochs, 0.01)
+            calibrate(graph, images, "mse", carriers_only=True)
+            settle_biases(graph)
             made[key] = graph
         return copy.deepcopy(made[key]).eval()
 

@@ -14,9 +14,6 @@ from orchestrator.compression.quantizers import ActivationQuantizer, WeightQuant
 
 BITS = range(2, 9)
 
-# To go when test_reading_the_codes_warns_of_nothing passes.
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
-
 
 def weights(seed: int = 0, shape: tuple[int, ...] = (6, 4, 3, 3)) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +142,6 @@ def test_codes_are_those_that_quantization_uses() -> None:
     torch.testing.assert_close(quantizer(values).detach(), wanted)
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="codes() turns a parameter into a number without detach()")
 def test_reading_the_codes_warns_of_nothing() -> None:
     quantizer = calibrated(torch.rand(4, 4), 8)
     torch.set_warn_always(True)
