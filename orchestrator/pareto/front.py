@@ -23,7 +23,8 @@ class Front:
         results: feasible, complete trials in the order they were proposed.
         ranks: non-dominated rank of each of `results`; 0 is the front.
         points: the front, best first by the first objective.
-        knee: the point of the front furthest below the plane through its extremes; None for an empty front.
+        knee: the point of the front furthest below the plane through its extremes, among those that beat the reference
+            where there are any; None for an empty front.
         reference: worst value still worth having, per objective, in the objective's own sign.
         hypervolume: of the front against the reference, with every objective as a cost.
     """
@@ -78,12 +79,13 @@ def find_front(results: Sequence[TrialResult], objectives: Sequence[Objective]) 
     members = [index for index, rank in enumerate(ranks) if rank == 0]
     members.sort(key=lambda index: (costs[index, 0], feasible[index].number))
     reference = _reference(costs, objectives)
+    worth_having = [index for index in members if (costs[index] <= reference).all()] or members
     return Front(
         objectives=tuple(objectives),
         results=tuple(feasible),
         ranks=tuple(ranks),
         points=tuple(feasible[index] for index in members),
-        knee=feasible[members[knee_index(costs[members])]] if members else None,
+        knee=feasible[worth_having[knee_index(costs[worth_having])]] if members else None,
         reference=tuple(objective.cost(cost) for objective, cost in zip(objectives, reference, strict=True)),
         hypervolume=hypervolume(costs, reference) if feasible else 0.0,
         counts={state: sum(result.state == state for result in results) for state in STATES},

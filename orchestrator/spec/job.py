@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.spec.objective import Constraint, Objective, known_metric
+from orchestrator.spec.objective import Constraint, Metric, Objective
 from orchestrator.spec.recipe import Recipe, Strict, violation
 from orchestrator.spec.space import SearchSpace
 
@@ -53,7 +53,7 @@ class Job(Strict):
     recipe: Recipe
     space: SearchSpace
     objectives: Annotated[list[Objective], Field(min_length=2, max_length=4)]
-    constraints: dict[str, Constraint] = Field(default_factory=dict)
+    constraints: dict[Metric, Constraint] = Field(default_factory=dict)
     search: SearchSettings = SearchSettings()
     budget: BudgetSettings = BudgetSettings()
     resources: ResourceSettings = ResourceSettings()
@@ -66,13 +66,6 @@ class Job(Strict):
         if len(set(names)) != len(names):
             raise violation("name each metric once")
         return objectives
-
-    @field_validator("constraints")
-    @classmethod
-    def _measured(cls, constraints: dict[str, Constraint]) -> dict[str, Constraint]:
-        for metric in constraints:
-            known_metric(metric)
-        return constraints
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

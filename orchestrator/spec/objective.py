@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, model_validator
 
 from orchestrator.errors import nearest_name
 from orchestrator.spec.names import MAXIMIZED, MEASUREMENTS
@@ -18,17 +18,15 @@ def known_metric(metric: str) -> str:
     return metric
 
 
+Metric = Annotated[str, AfterValidator(known_metric)]
+
+
 class Objective(Strict):
     """One axis of the front. `reference` is the worst value still worth having: the corner of the hypervolume."""
 
-    metric: str
+    metric: Metric
     direction: Literal["maximize", "minimize"] | None = None
     reference: float | None = None
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        return known_metric(metric)
 
     @property
     def maximized(self) -> bool:

@@ -15,7 +15,7 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 
 
 def violation(must: str, nearest: str | None = None) -> PydanticCustomError:
-    """What a validator raises; `spec.load` turns it into a JobError with file, line and path."""
+    """What a validator raises; `spec.complaint` turns it into a JobError with file, line and path."""
     return PydanticCustomError("violation", "must {must}", {"must": must, "nearest": nearest})
 
 

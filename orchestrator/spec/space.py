@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any, Literal, Self
 
 from pydantic import Field, RootModel, model_validator
@@ -11,6 +13,9 @@ from orchestrator.spec.recipe import Recipe, Strict, violation
 
 Value = bool | int | float | str
 Choice = dict[str, Value]
+
+# Multiples of a step are rounded: 3 * 0.1 is not 0.3. As a fraction of the step; the tolerance is Optuna's own.
+_STEP_TOLERANCE = 1e-8
 
 
 class Domain(Strict):
@@ -35,10 +40,24 @@ class Domain(Strict):
             raise violation(f"have low <= high; given [{self.low}, {self.high}]")
         if self.log and (self.choices is not None or self.low <= 0):
             raise violation("have a low bound above 0 when log is true")
-        if self.log and self.step is not None:
+        if [] in self.when.values():
+            raise violation("wait for at least one value in each condition")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if self.step is None:
+            return self
+        if self.choices is not None:
+            raise violation("have a step only with float or int")
+        if self.log:
             raise violation("have either log or step, not both")
-        if self.int_range is not None and self.step is not None and not isinstance(self.step, int):
+        if self.int_range is not None and not isinstance(self.step, int):
             raise violation("have a whole step for an int range")
+        low, high, step = (Fraction(str(number)) for number in (self.low, self.high, self.step))  # exact, as written
+        if rest := (high - low) % step:
+            last = float(high - rest) if self.float_range is not None else int(high - rest)
+            raise violation(f"have a step that divides the range: from {self.low} in steps of {self.step} it ends at {last}")
         return self
 
     @property
@@ -54,16 +73,27 @@ class Domain(Strict):
         return (self.float_range or self.int_range or [0, 0])[1]
 
     def ends(self) -> list[Value]:
-        """The values that prove the whole domain lies within the recipe's limits: both bounds, or every choice."""
+        """The values that prove the whole domain lies within limits: both bounds, or every choice."""
         if self.choices is not None:
             return list(self.choices)
         return list(self.float_range or self.int_range or [])
 
+    def probes(self) -> list[Value]:
+        """The ends, and for whole numbers the value above the low one: if all are multiples of a number, so is the domain."""
+        if self.int_range is None:
+            return self.ends()
+        low, high = self.int_range
+        return [*self.ends(), *range(low, high + 1, int(self.step or 1))[1:2]]
+
     def contains(self, value: Any) -> bool:
-        """Whether `value` could have been proposed from this domain (steps are not looked at)."""
+        """Whether `value` could have been proposed from this domain; a whole number may be written as a float."""
         if self.choices is not None:
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.int_range is not None:
+            return (value - self.low) % (self.step or 1) == 0
+        return self.step is None or abs(math.remainder(value - self.low, self.step)) < _STEP_TOLERANCE * self.step
 
 
 class SearchSpace(RootModel[dict[str, Domain]]):
@@ -90,6 +120,12 @@ class SearchSpace(RootModel[dict[str, Domain]]):
                 return None
             choice[path] = value
         return choice
+
+    def may_hold(self, path: str, value: Value, recipe: Recipe) -> bool:
+        """Whether some trial has `value` at a searched path: as proposed, or as written where the hole may be inactive."""
+        domain = self.root[path]
+        written = bool(domain.when) and value_at(recipe.model_dump(), path) == value
+        return written or domain.contains(value) or value in (domain.choices or [])
 
 
 def is_active(domain: Domain, choice: Mapping[str, Value], tree: Mapping[str, Any]) -> bool:

@@ -71,7 +71,8 @@ class MlflowTracker:
             return str(found.experiment_id)
         embedded = self._job.tracking.uri is None
         place = artifact_root(self._home, name) if embedded else None
-        return str(self._client.create_experiment(name, artifact_location=place))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # or the UI opens its pages for language models
+        return str(self._client.create_experiment(name, artifact_location=place, tags=kind))
 
     def _find_parent(self) -> str:
         runs = self._runs(f"tags.`{TAG}.role` = 'sweep'")

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -91,16 +90,6 @@ def test_front_json_keeps_its_contract(finished: Path) -> None:
     ]
     for one in costs:
         assert not any(all(a <= b for a, b in zip(other, one, strict=True)) and other != one for other in costs)
-
-
-def test_front_answers_within_a_second(finished: Path) -> None:
-    """The contract of the design; the best of three, as other processes may run."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        orchestrator("front", "small", home=finished)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
 
 
 def test_nobody_but_us_talks(finished: Path) -> None:

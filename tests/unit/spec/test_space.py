@@ -113,6 +113,13 @@ def test_a_domain_knows_its_kind_and_its_ends(keys, kind, ends):
         {"float": [0.0, 1.0], "step": 0},
         {"float": [0.0, 1.0], "step": -0.1},
         {"int": [2, 8], "step": 0.5},
+        {"int": [8, 30], "step": 8},
+        {"int": [8, 12], "step": 8},
+        {"float": [0.0, 0.5], "step": 0.2},
+        {"float": [0.0, 0.5], "step": 1},
+        {"float": [0.0, 1.0], "step": 0.3},
+        {"choice": [8, 16], "step": 8},
+        {"float": [0.0, 1.0], "when": {"a": []}},
         {"float": [0.0, 1.0], "steps": 0.1},
         {"float": [0.0, 1.0], "when": "a"},
     ],
@@ -126,7 +133,11 @@ def test_an_impossible_domain_is_refused(keys):
     ("keys", "inside", "outside"),
     [
         ({"float": [0.0, 0.5]}, [0.0, 0.25, 0.5, 0], [-1e-9, 0.5000001, "0.1", None, True, float("nan")]),
-        ({"int": [2, 8]}, [2, 5, 8], [1, 9, "2", None, True]),
+        ({"int": [2, 8]}, [2, 5, 8, 5.0], [1, 9, "2", None, True, 2.5, float("nan")]),
+        ({"int": [10, 30], "step": 10}, [10, 20, 30], [15, 16, 20.5, 40, 0]),
+        ({"int": [1, 16], "log": True}, [1, 3, 16], [0, 1.5, 17]),
+        ({"float": [0.0, 0.75], "step": 0.25}, [0.0, 0.25, 0.75, 0], [0.1, 0.251, 1.0]),
+        ({"float": [0.1, 0.7], "step": 0.1}, [0.1, 0.1 + 0.2, 6 * 0.1, 0.7], [0.15, 0.3001, 0.0]),
         ({"choice": ["none", "ptq"]}, ["none", "ptq"], ["qat", None, 0]),
         ({"choice": [1, 2]}, [1, 2], [1.0, True, "1", 3]),
         ({"choice": [True, False]}, [True, False], [1, 0]),
@@ -137,7 +148,6 @@ def test_what_a_domain_contains(keys, inside, outside):
     assert [value for value in outside if domain(**keys).contains(value)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="2.5 counts as a value of int: [2, 8]")
 def test_a_whole_number_domain_contains_no_fraction():
     assert not domain(int=[2, 8]).contains(2.5)
 
@@ -147,6 +157,34 @@ def test_a_whole_number_domain_contains_no_fraction():
 def test_both_ends_of_a_range_lie_in_it(one, other):
     made = domain(float=sorted([one, other]))
     assert all(made.contains(end) for end in made.ends())
+
+
+@settings(deadline=None)
+@given(st.integers(-99, 99), st.integers(1, 99), st.integers(0, 99), st.integers(0, 3), st.integers(1, 9))
+def test_a_step_divides_its_range_as_written(low, step, count, digits, rest):
+    def written(number):
+        return float(f"{number}e-{digits}")
+
+    made = domain(float=[written(low), written(low + count * step)], step=written(step))
+    assert all(made.contains(written(low + position * step)) for position in range(count + 1))
+    if rest % step:
+        assert not any(made.contains(written(low + position * step + rest)) for position in range(count + 1))
+        with pytest.raises(ValidationError, match="divides the range"):
+            domain(float=[written(low), written(low + count * step + rest)], step=written(step))
+
+
+@pytest.mark.parametrize(
+    ("keys", "probes"),
+    [
+        ({"int": [2, 8]}, [2, 8, 3]),
+        ({"int": [8, 32], "step": 8}, [8, 32, 16]),
+        ({"int": [8, 8]}, [8, 8]),
+        ({"float": [0.0, 0.5], "step": 0.25}, [0.0, 0.5]),
+        ({"choice": [1, 2]}, [1, 2]),
+    ],
+)
+def test_probes_are_the_ends_and_the_second_whole_number(keys, probes):
+    assert domain(**keys).probes() == probes
 
 
 # Conditions.
@@ -198,7 +236,15 @@ def test_the_baseline_leaves_out_what_does_not_apply_to_it():
     assert made.baseline(Recipe()) == {"quantization.method": "none"}
 
 
-@pytest.mark.parametrize("hole", [{"pruning__ratio": {"float": [0.1, 0.5]}}, {"quantization__method": {"choice": ["ptq"]}}])
+@pytest.mark.parametrize(
+    "hole",
+    [
+        {"pruning__ratio": {"float": [0.1, 0.5]}},
+        {"quantization__method": {"choice": ["ptq"]}},
+        {"training__batch_size": {"int": [100, 200], "step": 50}},
+        {"training__momentum": {"float": [0.0, 0.75], "step": 0.25}},
+    ],
+)
 def test_there_is_no_baseline_when_the_recipe_lies_outside(hole):
     assert space(model__width={"int": [8, 16]}, **hole).baseline(Recipe()) is None
 
