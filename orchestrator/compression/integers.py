@@ -8,18 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.compression.grids import Grids, TensorGrid, WeightGrid
+from orchestrator.compression.packing import DOMAIN, Layout, Stored, function, store_codes, store_floats
 from orchestrator.errors import UnbuildableError
 
-_PACKED_BITS = 4
 _MOST_BIAS = 2**30
 
 
-def write_integers(proto: Any, grids: Grids) -> None:
+def write_integers(proto: Any, grids: Grids, layout: Layout) -> None:
     """Replace marks by quantizer pairs and float weights by codes, in place.
 
-    Codes of tensors are stored as UINT8 whatever their bits, since that is what the runtime's kernels read; those below 8 bits
-    are clipped as whole numbers. Weights of up to 4 bits are packed two to a byte (INT4), others take a byte. Biases are INT32
-    at the step of the sums that they are added to.
+    Codes of tensors are stored as UINT8 whatever their bits, since that is what a runtime's kernels read; those below 8 bits
+    are clipped as whole numbers. Codes of weights are INT8 when unpacked. Biases are INT32 at the step of the sums that they
+    are added to.
 
     Raises:
         UnbuildableError: the exporter renamed a weight, or took a mark out.
@@ -27,102 +27,113 @@ def write_integers(proto: Any, grids: Grids) -> None:
     from onnx import numpy_helper
 
     floats = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer}
-    gone: set[str] = set()
-    added: list[Any] = []
-    nodes: list[Any] = []
-    readers = {name: node for node in proto.graph.node for name in node.input if name in floats}
-    missing = [name for name in grids.weights if f"{name}.weight" not in readers]
-    if missing:
-        raise UnbuildableError(f"the exporter renamed the weights of {', '.join(missing)}")
+    readers = {name for node in proto.graph.node for name in node.input}
+    if renamed := [name for name in grids.weights if not {f"{name}.weight"} & readers & set(floats)]:
+        raise UnbuildableError(f"the exporter renamed the weights of {', '.join(renamed)}")
+    graph = Stored()
+    for name, tensor in grids.tensors.items():
+        graph.constants |= {
+            f"{name}.scale": np.array(tensor.scale, np.float32),
+            f"{name}.zero_point": np.array(tensor.zero_point, np.uint8),
+        }
     for name, grid in grids.weights.items():
         step = grids.tensors[grid.reads].scale
-        _replace_weight(readers[f"{name}.weight"], name, grid, step, floats, gone, added, nodes)
-    marks = {f"{name}.mark": grid for name, grid in grids.tensors.items()}
+        _add(graph, _coded(name, grid, step, floats.pop(f"{name}.weight"), floats.pop(f"{name}.bias", None), layout))
+    marks = {f"{name}.mark": name for name in grids.tensors}
     for node in proto.graph.node:
         mark = next((name for name in node.input if name in marks), None)
         if mark is None:
-            nodes.append(node)
+            graph.nodes.append(node)
             continue
-        gone.add(mark)
-        source = next(name for name in node.input if name != mark)
-        nodes += _pair(source, node.output[0], mark.removesuffix(".mark"), marks[mark], added)
-    if lost := sorted(set(marks) - gone):
+        floats.pop(mark)
+        source, name = next(one for one in node.input if one != mark), marks[mark]
+        _add(graph, _pair(source, node.output[0], name, grids.tensors[name]))
+    if lost := [name for mark, name in marks.items() if mark in floats or f"{name}.codes" not in _made(graph)]:
         raise UnbuildableError(f"the exporter took out the quantizers {', '.join(lost)}")
-    kept = [one for one in proto.graph.initializer if one.name not in gone]
-    _set(proto.graph.node, nodes)
-    _set(proto.graph.initializer, [*kept, *added])
+    graph.constants |= floats
+    _write(proto, graph)
 
 
-def _replace_weight(
-    reader: Any,
+def write_floats(proto: Any, layout: Layout) -> None:
+    """Store float weights in another layout, in place."""
+    from onnx import numpy_helper
+
+    graph = Stored()
+    for one in proto.graph.initializer:
+        values = numpy_helper.to_array(one)
+        stored = store_floats(one.name, values, layout) if values.dtype == np.float32 else Stored({one.name: values})
+        _add(graph, stored)
+    graph.nodes += proto.graph.node
+    _write(proto, graph)
+
+
+def _coded(
     name: str,
     grid: WeightGrid,
     input_step: float,
-    floats: dict[str, npt.NDArray[Any]],
-    gone: set[str],
-    added: list[Any],
-    nodes: list[Any],
-) -> None:
-    """Make a layer read the codes of its weight and of its bias, each through a DequantizeLinear."""
-    weight, bias = floats[f"{name}.weight"], floats.get(f"{name}.bias")
-    step = grid.step.numpy().astype(np.float32)
-    if bias is not None:  # a channel of almost nothing may have a bias beyond its grid
-        step = np.maximum(step, np.abs(bias) / (input_step * _MOST_BIAS)).astype(np.float32)
-    limit = 2 ** (grid.bits - 1) - 1
-    codes = np.clip(np.rint(weight / step.reshape(-1, *[1] * (weight.ndim - 1))), -limit, limit).astype(np.int8)
-    parts: list[tuple[str, npt.NDArray[Any], npt.NDArray[np.float32], bool]] = [
-        ("weight", codes, step, grid.bits <= _PACKED_BITS)
-    ]
-    if bias is not None:
-        scale = (step * np.float32(input_step)).astype(np.float32)
-        parts.append(("bias", np.rint(bias.astype(np.float64) / scale).astype(np.int32), scale, False))
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32] | None,
+    layout: Layout,
+) -> Stored:
+    """A layer's weight and bias as codes, each behind a DequantizeLinear. The bias's step is the weight's times the input's."""
     from onnx import helper
 
-    for kind, values, scale, packed in parts:
-        old, new = f"{name}.{kind}", f"{name}.{kind}_codes"
-        gone.add(old)
-        added += [_initializer(new, values, packed), _initializer(f"{name}.{kind}_step", scale, False)]
-        nodes.append(helper.make_node("DequantizeLinear", [new, f"{name}.{kind}_step"], [old], axis=0))
-    assert set(reader.input) & gone
+    step = grid.step.numpy().astype(np.float32)
+    if bias is not None:  # a channel of almost nothing may have a bias beyond its grid
+        step = np.maximum(step, np.abs(bias) / np.float32(input_step * _MOST_BIAS)).astype(np.float32)
+    limit = 2 ** (grid.bits - 1) - 1
+    codes = np.clip(np.rint(weight / step.reshape(-1, *[1] * (weight.ndim - 1))), -limit, limit).astype(np.int8)
+    stored = store_codes(f"{name}.weight_codes", codes, grid.bits, layout)
+    stored.constants[f"{name}.step"] = step
+    stored.nodes.append(
+        helper.make_node("DequantizeLinear", [f"{name}.weight_codes", f"{name}.step"], [f"{name}.weight"], axis=0)
+    )
+    if bias is not None:
+        scale = step * np.float32(input_step)
+        stored.constants[f"{name}.bias_codes"] = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+        stored.nodes += [
+            helper.make_node("Mul", [f"{name}.step", f"{grid.reads}.scale"], [f"{name}.bias_step"]),
+            helper.make_node("DequantizeLinear", [f"{name}.bias_codes", f"{name}.bias_step"], [f"{name}.bias"], axis=0),
+        ]
+    return stored
 
 
-def _pair(source: str, target: str, name: str, grid: TensorGrid, added: list[Any]) -> list[Any]:
+def _pair(source: str, target: str, name: str, grid: TensorGrid) -> Stored:
     """The nodes that take a tensor to its codes and back."""
     from onnx import helper
 
-    scale, zero = f"{name}.scale", f"{name}.zero_point"
-    added += [
-        _initializer(scale, np.array(grid.scale, np.float32), False),
-        _initializer(zero, np.array(grid.zero_point, np.uint8), False),
-    ]
-    codes = f"{name}.codes"
-    nodes = [helper.make_node("QuantizeLinear", [source, scale, zero], [codes])]
+    scale, zero, codes = f"{name}.scale", f"{name}.zero_point", f"{name}.codes"
+    pair = Stored({}, [helper.make_node("QuantizeLinear", [source, scale, zero], [codes])])
     if grid.bits < 8:
-        limit, clipped = f"{name}.limit", f"{name}.clipped"
-        added.append(_initializer(limit, np.array(2**grid.bits - 1, np.uint8), False))
-        nodes.append(helper.make_node("Clip", [codes, "", limit], [clipped]))
-        codes = clipped
-    return [*nodes, helper.make_node("DequantizeLinear", [codes, scale, zero], [target])]
+        pair.constants[f"{name}.limit"] = np.array(2**grid.bits - 1, np.uint8)
+        pair.nodes.append(helper.make_node("Clip", [codes, "", f"{name}.limit"], [f"{name}.clipped"]))
+        codes = f"{name}.clipped"
+    pair.nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [target]))
+    return pair
 
 
-def _initializer(name: str, values: npt.NDArray[Any], packed: bool) -> Any:
-    """A tensor of the graph; `packed` stores int8 values of up to 4 bits two to a byte."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    if not packed:
-        return numpy_helper.from_array(values, name)
-    flat = values.flatten().astype(np.uint8) & 0xF
-    pairs = np.append(flat, np.zeros(len(flat) % 2, np.uint8)).reshape(-1, 2)
-    content = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).tobytes()
-    return helper.make_tensor(name, TensorProto.INT4, values.shape, content, raw=True)
+def _made(graph: Stored) -> set[str]:
+    return {name for node in graph.nodes for name in node.output}
 
 
-def _set(field: Any, values: list[Any]) -> None:
-    """Replace the content of a repeated field by messages that may come from it."""
-    taken = []
-    for value in values:
-        fresh = type(value)()
-        fresh.CopyFrom(value)
-        taken.append(fresh)
-    del field[:]
-    field.extend(taken)
+def _add(graph: Stored, more: Stored) -> None:
+    graph.constants |= more.constants
+    graph.nodes += more.nodes
+    graph.functions |= more.functions
+
+
+def _write(proto: Any, graph: Stored) -> None:
+    """Make a graph's constants, nodes and functions those of a file."""
+    from onnx import NodeProto, helper, numpy_helper
+
+    nodes = []
+    for node in graph.nodes:  # copies: some belong to the list that is about to be emptied
+        nodes.append(NodeProto())
+        nodes[-1].CopyFrom(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in graph.constants.items())
+    proto.functions.extend(function(name) for name in sorted(graph.functions))
+    if graph.functions:
+        proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import logging
 import re
 import warnings
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.compression.grids import Grids
-from orchestrator.compression.integers import write_integers
+from orchestrator.compression.integers import write_floats, write_integers
+from orchestrator.compression.packing import INNER, LAYOUTS, Layout
 from orchestrator.errors import UnbuildableError
 
 INPUT, OUTPUT = "image", "logits"
@@ -55,14 +57,45 @@ class FromPixels(nn.Module):
 def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write `model` (batch norms folded) as ONNX with inputs "image" (N, C, H, W) and outputs "logits" (N, classes).
 
-    The file holds no names, paths or stack traces of this machine: its size depends on the network alone.
+    The file holds no names, paths or stack traces of this machine: its size depends on the network alone. Weights that are
+    mostly zero are stored without their zeros.
+    """
+    path.write_bytes(_smallest(float_graph(model, example), write_floats))
+
+
+def export_quantized(model: nn.Module, grids: Grids, example: Tensor, path: Path) -> None:
+    """Write a network whose weights lie on their grids, with marks for its quantizers, as a QDQ file of those very integers.
+
+    Args:
+        grids: by names of `model`'s modules.
+
+    Raises:
+        UnbuildableError: the exporter renamed a weight, or took a quantizer out.
+    """
+    path.write_bytes(_smallest(float_graph(model, example), lambda proto, layout: write_integers(proto, grids, layout)))
+
+
+def _smallest(graph: Any, write: Callable[[Any, Layout], None]) -> bytes:
+    """The smallest of the files that the layouts make of a graph: packing has its own cost, which small networks feel."""
+    from onnx import ModelProto
+
+    files = []
+    for layout in LAYOUTS:
+        proto = ModelProto()
+        proto.CopyFrom(graph)
+        write(proto, layout)
+        _shorten(proto)
+        files.append(bytes(proto.SerializeToString(deterministic=True)))
+    return min(files, key=len)
+
+
+def float_graph(model: nn.Module, example: Tensor) -> Any:
+    """The network as an ONNX ModelProto.
 
     Tracing and translating takes seconds, and the trials of a sweep differ in widths and weights, seldom in wiring. So the
     graph of a wiring is kept and its weights are replaced; the outcome is compared with the network, and translated anew if
     it differs.
     """
-    import onnx
-
     model = model.eval().cpu().float()
     images = example.cpu().float().repeat(2, 1, 1, 1).contiguous()
     wiring = _wiring(model, tuple(images.shape))
@@ -70,7 +103,7 @@ def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     if proto is None or not _agrees(proto, model, images):
         _graphs[wiring] = _translated(model, images)
         proto = _rewired(_graphs[wiring], model)
-    onnx.save(proto, str(path))
+    return proto
 
 
 _graphs: dict[str, Any] = {}
@@ -145,23 +178,6 @@ def _agrees(proto: Any, model: nn.Module, images: Tensor) -> bool:
     return got.shape == expected.shape and bool(np.abs(got - expected).max() <= 1e-3 * max(1.0, np.abs(expected).max()))
 
 
-def export_quantized(model: nn.Module, grids: Grids, example: Tensor, path: Path) -> None:
-    """Write a network whose weights lie on their grids, with marks for its quantizers, as a QDQ file of those very integers.
-
-    Args:
-        grids: by names of `model`'s modules.
-
-    Raises:
-        UnbuildableError: the exporter renamed a weight, or took a quantizer out.
-    """
-    import onnx
-
-    export_float(model, example, path)
-    proto = onnx.load(str(path))
-    write_integers(proto, grids)
-    onnx.save(proto, str(path))
-
-
 def _strip(proto: Any) -> None:
     """Remove what a runtime does not need: stack traces, types of inner tensors, names of nodes."""
     for node in proto.graph.node:
@@ -173,6 +189,20 @@ def _strip(proto: Any) -> None:
     del proto.graph.metadata_props[:]
     del proto.graph.value_info[:]
     proto.doc_string = ""
+
+
+def _shorten(proto: Any) -> None:
+    """Give what only nodes read the shortest names: a name costs its bytes wherever it stands. Weights keep theirs."""
+    known = {one.name for one in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer)} | {""}
+    known = {name for name in known if not name.startswith(INNER)}
+    short = {name: name for name in known}
+    numbers = (f"{number:x}" for number in itertools.count() if f"{number:x}" not in known)
+    for node in proto.graph.node:
+        node.name = ""
+        for names in (node.input, node.output):
+            names[:] = [short[old] if old in short else short.setdefault(old, next(numbers)) for old in names]
+    for constant in proto.graph.initializer:
+        constant.name = short[constant.name]
 
 
 @contextlib.contextmanager
