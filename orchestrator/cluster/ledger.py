@@ -61,6 +61,7 @@ class Ledger:
         if left is None:
             return
         number = left["number"]
+        self.latest.pop(number, None)  # how far the lost attempt was
         if self._attempts[number] >= MAX_ATTEMPTS:
             message = f"its workers were lost {MAX_ATTEMPTS} times"
             self.outcomes[number] = {"outcome": "failed", "class": "WorkerLost", "message": message, "traceback": ""}

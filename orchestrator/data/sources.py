@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,27 @@ class Source:
 
 
 def fingerprint(source: Source, split: str) -> dict[str, Any]:
-    """What identifies a split's content without decoding it: names, sizes and times of its files."""
+    """What identifies a split's content without decoding it: its settings, and names, sizes and times of its files."""
     files: list[list[Any]] = []
     if source.path is not None:
         for path in sorted(_files(source, split)):
             stat = path.stat()
             files.append([str(path), stat.st_size, stat.st_mtime_ns])
-    return {"source": [source.kind, source.path, source.name, source.image_size], "split": split, "files": files}
+    # Whether it may be downloaded is the one setting that changes no pixel and no label.
+    settings = {key: value for key, value in asdict(source).items() if key != "download"}
+    return {"source": settings, "split": split, "files": files}
 
 
 def class_names(source: Source) -> list[str] | None:
-    """Names of the classes where the dataset holds them."""
+    """Names of the classes where the dataset holds them.
+
+    Raises:
+        DataError: an imagefolder without train/, or columns that cannot be told apart.
+    """
     if source.kind == "digits":
         return [str(digit) for digit in range(10)]
     if source.kind == "imagefolder":
-        return sorted(path.name for path in (Path(source.path or "") / "train").iterdir() if path.is_dir())
+        return _imagefolder_class_names(Path(source.path or ""))
     if source.kind == "parquet":
         return _parquet_class_names(source)
     return None
@@ -99,7 +105,7 @@ def _parquet(source: Source, split: str) -> Iterator[tuple[Image, int]]:
 
 
 def _imagefolder(source: Source, split: str) -> Iterator[tuple[Image, int]]:
-    names = class_names(source) or []
+    names = _imagefolder_class_names(Path(source.path or ""))
     for path in sorted(_files(source, split)):
         if path.parent.name not in names:
             raise DataError(f"{path}: class folder must be one of {', '.join(names)}")
@@ -147,6 +153,14 @@ def _columns(schema: Any, source: Source, path: Path) -> tuple[str, str]:
     return images[0], labels[0]
 
 
+def _imagefolder_class_names(root: Path) -> list[str]:
+    """The folders of the training split."""
+    train = root / "train"
+    if not train.is_dir():
+        raise DataError(f"{root} must hold a folder train/ with one folder of images for each class")
+    return sorted(path.name for path in train.iterdir() if path.is_dir())
+
+
 def _parquet_class_names(source: Source) -> list[str] | None:
     """Class names from the schema's metadata, where the Hugging Face hub keeps them."""
     import pyarrow.parquet as pq
@@ -163,13 +177,13 @@ def _parquet_class_names(source: Source) -> list[str] | None:
 
 def _decoded(content: bytes, path: Path) -> Image:
     from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
 
     try:
         with Pillow.open(io.BytesIO(content)) as image:
             return _planes(np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB")))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: every image must be PNG, JPEG, BMP or WebP: {error}") from None
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        # Pillow's ways to say that the content is of no known kind, cut short or damaged.
+        raise DataError(f"{path}: every image must be a whole PNG, JPEG, BMP or WebP: {error}") from None
 
 
 def _planes(pixels: npt.NDArray[Any]) -> Image:

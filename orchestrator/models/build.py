@@ -35,37 +35,43 @@ def build(name: str, width: int, num_classes: int, shape: tuple[int, int, int]) 
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *shape))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the transformers check their input by torch._assert
         raise UnbuildableError(f"{name} does not take images of shape {shape}: {error}") from None
     return model.train()
 
 
 def reshape_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Give every layer of a freshly built network the shape of the weights in `state`, and load them.
+    """Give every parameter of a freshly built network the shape that it has in `state`, and load them.
 
     This is how a pruned network comes back without pickle: its architecture is its name and the shapes of its weights.
     """
     for name, module in model.named_modules():
-        weight = state.get(f"{name}.weight")
-        if weight is None:
-            continue
-        if isinstance(module, nn.Conv2d):
-            _shrink_groups(module, weight)
-            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            module.num_features = weight.shape[0]
-        elif isinstance(module, nn.LayerNorm):
-            module.normalized_shape = tuple(weight.shape)
-        for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for key, old in tensors.items():
-                new = state.get(f"{name}.{key}")
-                if old is not None and new is not None and old.shape != new.shape:
-                    fresh = torch.empty_like(new)
-                    tensors[key] = nn.Parameter(fresh) if kind == "parameter" else fresh
-    model.load_state_dict(dict(state))
+        prefix = f"{name}." if name else ""
+        if (weight := state.get(f"{prefix}weight")) is not None:
+            _set_widths(module, weight)
+        for key, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            new = state.get(f"{prefix}{key}")
+            if new is not None and new.shape != old.shape:
+                fresh = torch.empty_like(new)
+                setattr(module, key, nn.Parameter(fresh) if isinstance(old, nn.Parameter) else fresh)
+    versioned = model.state_dict()  # beside the tensors, torch keeps versions of the modules, which a plain mapping has lost
+    versioned.clear()
+    versioned.update(state)
+    model.load_state_dict(versioned)
     return model
+
+
+def _set_widths(module: nn.Module, weight: Tensor) -> None:
+    """A layer also says its widths in plain numbers, which follow from its weight."""
+    if isinstance(module, nn.Conv2d):
+        _shrink_groups(module, weight)
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(weight.shape)
 
 
 def _shrink_groups(module: nn.Conv2d, weight: Tensor) -> None:

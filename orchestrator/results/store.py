@@ -48,8 +48,9 @@ class Home:
         return sweep
 
     def sweep_names(self) -> list[str]:
+        """All sweeps by name; what else lies in the folder is none."""
         folder = self.path / "sweeps"
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return sorted(path.name for path in folder.iterdir() if Sweep(path).exists()) if folder.is_dir() else []
 
 
 class Sweep:

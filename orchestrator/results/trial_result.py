@@ -11,12 +11,19 @@ STATES: tuple[State, ...] = ("COMPLETE", "INFEASIBLE", "STOPPED", "FAILED")
 
 @dataclass(frozen=True)
 class Proposal:
-    """One point that the search asked for. `number` counts from 0; the baseline is number 0."""
+    """One point that the search asked for.
+
+    Args:
+        number: counts from 0; the baseline is number 0.
+        told: the trials whose ends the search was told after the proposal before this one, in that order. It is what makes a
+            search repeatable: a sampler may note at a proposal what it knew then.
+    """
 
     number: int
     choice: dict[str, Any]
     recipe: dict[str, Any]
     source: str = "sampler"
+    told: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

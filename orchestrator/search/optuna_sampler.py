@@ -42,6 +42,9 @@ class OptunaSampler:
     def ask(self, number: int) -> Choice:
         self._study.sampler = self._fresh_sampler(number)
         trial = self._study.ask()
+        # Left alone, Optuna waits for the first parameter that is not fixed, and a known trial has none: NSGA-II would note no
+        # generation for it, and never take it for a parent.
+        _ = trial.relative_params
         self._trials[number] = trial
         return self._suggest(trial)
 

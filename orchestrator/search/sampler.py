@@ -22,9 +22,17 @@ class Sampler(Protocol):
         """Take in a proposal that was made before, as if it had just been asked for."""
 
 
-def replay(sampler: Sampler, proposals: Iterable[Proposal], results: Iterable[TrialResult]) -> None:
-    """Bring a fresh sampler to where the facts leave it: every proposal by number, then every end by the time it came."""
+def replay(sampler: Sampler, proposals: Iterable[Proposal], results: Iterable[TrialResult]) -> list[int]:
+    """Bring a fresh sampler to where the facts leave it: every proposal by number, each after the ends that came before it.
+
+    Returns the numbers of the ends that no proposal followed; they are told last, by the time they came.
+    """
+    ends = {result.number: result for result in sorted(results, key=lambda result: (result.ended, result.number))}
     for proposal in sorted(proposals, key=lambda proposal: proposal.number):
+        for number in proposal.told:
+            if number in ends:
+                sampler.tell(ends.pop(number))
         sampler.know(proposal)
-    for result in sorted(results, key=lambda result: (result.ended, result.number)):
+    for result in ends.values():
         sampler.tell(result)
+    return list(ends)

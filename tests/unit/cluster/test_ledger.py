@@ -238,9 +238,6 @@ def test_a_new_stage_forgets_what_the_last_one_said():
     assert ledger.latest[4] == {"stage": "export", "gang": "g0"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`arrive` gives up or abandons an order and leaves its last report: a ghost on the display"
-)
 @pytest.mark.parametrize("abandoning", [False, True])
 def test_a_trial_that_is_given_up_is_no_longer_shown(abandoning):
     ledger = desk(4)

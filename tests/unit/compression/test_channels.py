@@ -90,15 +90,31 @@ def test_the_largest_ratio_leaves_a_network_that_runs(scope: str) -> None:
     assert_runs(model, "cifar_resnet8")
 
 
-@pytest.mark.xfail(strict=True, reason="a layer that rounding would leave without channels is not pruned at all")
+@pytest.mark.parametrize("scope", ["uniform", "global"])
 @pytest.mark.parametrize(("small", "large", "round_to"), [(0.7, 0.8, 4), (0.9, 0.95, 4), (0.9, 0.95, 1)])
-def test_a_larger_ratio_never_leaves_more_channels(small: float, large: float, round_to: int) -> None:
+def test_a_larger_ratio_never_leaves_more_channels(small: float, large: float, round_to: int, scope: str) -> None:
     left = []
     for ratio in (small, large):
         model = network("cifar_resnet8")
-        prune_channels(model, example("cifar_resnet8"), ratio, "l2", "uniform", round_to)
+        prune_channels(model, example("cifar_resnet8"), ratio, "l2", scope, round_to)
+        assert all(width >= round_to and width % round_to == 0 for width in widths(model))
         left.append(widths(model))
     assert all(more <= less for less, more in zip(*left, strict=True)), left
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("round_to", [1, 4, 16])
+def test_the_parts_of_a_grouped_convolution_stay_equal_and_are_pruned_like_the_rest(round_to: int, scope: str) -> None:
+    layers = [nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 1, groups=8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)]
+    left = []
+    for ratio in (0.0, 0.3, 0.5, 0.8, 0.95):
+        model = copy.deepcopy(nn.Sequential(*layers))
+        prune_channels(model, torch.zeros(1, 1, 3, 3), ratio, "l2", scope, round_to)
+        left.append(sum(widths(model)))
+        assert all(width % round_to == 0 and width % 8 == 0 for width in widths(model))
+        assert model(torch.randn(2, 1, 3, 3)).shape == (2, 3)
+    assert left == sorted(left, reverse=True)
+    assert (left[0], left[-1]) == (64, 2 * max(8, round_to))
 
 
 def test_the_weakest_channels_go_with_everything_that_depends_on_them() -> None:

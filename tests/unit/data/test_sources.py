@@ -148,7 +148,6 @@ def test_a_parquet_folder_without_files_of_the_split_is_an_error(tmp_path: Path,
         list(read_split(Source("parquet", str(tmp_path)), split))
 
 
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="imagefolder: a missing train/ folder is no DataError")
 def test_an_imagefolder_without_a_train_folder_is_an_error_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         list(read_split(Source("imagefolder", str(tmp_path / "nowhere")), "train"))
@@ -196,7 +195,6 @@ def test_an_unreadable_picture_is_an_error_that_names_its_file(tmp_path: Path, k
         list(read_split(Source(kind, str(tmp_path)), "train"))
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="a picture cut short raises Pillow's OSError and names no file")
 def test_a_picture_cut_short_is_an_error_that_names_its_file(
     tmp_path: Path, digits: Any, encoded: Callable[..., bytes]
 ) -> None:
@@ -224,9 +222,6 @@ def test_fingerprint_depends_on_what_decides_the_pixels(change: dict[str, Any]) 
     assert fingerprint(Source(**plain), "train") != fingerprint(Source(**{**plain, **change}), "train")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="fingerprint leaves out image_column and label_column: two choices share one decoded split"
-)
 def test_fingerprint_depends_on_the_columns_that_are_read(tmp_path: Path, encoded: Callable[..., bytes]) -> None:
     two_of_each(tmp_path / "train.parquet", encoded)
     prints = [

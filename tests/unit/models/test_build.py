@@ -57,9 +57,6 @@ def test_an_image_too_small_for_a_network_is_unbuildable() -> None:
         build("squeezenet1_1", 16, 10, (3, 8, 8))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="torch._assert raises AssertionError, which build does not expect"
-)
 def test_an_image_of_the_wrong_size_for_a_transformer_is_unbuildable() -> None:
     with pytest.raises(UnbuildableError):
         build("vit_b_32", 16, 10, (3, 32, 32))
@@ -117,9 +114,6 @@ def test_reshape_to_refuses_weights_of_another_network() -> None:
         reshape_to(CifarResNet(8, 4, 10, 1), state)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="MNASNet reads a version from state_dict metadata, which plain dicts lack"
-)
 def test_reshape_to_rebuilds_a_network_with_versioned_weights() -> None:
     model = build("mnasnet0_5", 16, 10, (3, 32, 32))
     reshape_to(build("mnasnet0_5", 16, 10, (3, 32, 32)), model.state_dict())
@@ -138,9 +132,6 @@ class Scaled(nn.Module):
         return self.fc((self.layer_scale * self.block(x)).mean((2, 3)))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="reshape_to passes over parameters of modules without a weight (ConvNeXt)"
-)
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters:UserWarning")
 def test_reshape_to_reshapes_parameters_outside_of_layers() -> None:
     pruned = Scaled()

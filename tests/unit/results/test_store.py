@@ -84,7 +84,6 @@ def test_sweeps_are_listed_by_name(tmp_path):
     assert home.sweep_names() == ["a", "b", "c"]
 
 
-@pytest.mark.xfail(strict=True, reason="every entry of sweeps/ counts: a lock left by a refused run, a file of the desktop's")
 def test_only_sweeps_are_listed(tmp_path):
     home = Home(tmp_path)
     home.sweep("a").create("x: 1\n")

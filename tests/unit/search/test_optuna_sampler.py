@@ -5,18 +5,20 @@ The contract is `search.sampler.Sampler`: ask, tell, know. A search is a list of
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.search.optuna_sampler import OptunaSampler
 from orchestrator.search.sampler import replay
 from orchestrator.spec.job import Job
-from orchestrator.spec.space import fill, is_active
+from orchestrator.spec.space import fill, is_active, value_at
 
 SAMPLERS = ("tpe", "nsga2", "random")
 SPACE: dict[str, Any] = {
@@ -41,20 +43,6 @@ LIMIT = 5000.0
 ENDS = ["COMPLETE", "COMPLETE", "COMPLETE", "STOPPED", "FAILED", "INFEASIBLE", "COMPLETE"]
 
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
-every_replay = pytest.mark.parametrize(
-    "name",
-    [
-        "tpe",
-        pytest.param(
-            "nsga2",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="NSGA-II notes a trial's generation when it is asked for: `replay` asks for all before it tells any end",
-            ),
-        ),
-        "random",
-    ],
-)
 
 
 def make_job(name: str, seed: int = 0, space: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None) -> Job:
@@ -102,7 +90,7 @@ def search(
             proposal = Proposal(0, job.space.baseline(job.recipe) or {}, {}, "baseline")
             sampler.know(proposal)
         else:
-            proposal = Proposal(number, sampler.ask(number), {})
+            proposal = Proposal(number, sampler.ask(number), {}, told=[number - 1])
         result = ended(proposal, ends[number % len(ends)])
         sampler.tell(result)
         proposals.append(proposal)
@@ -150,8 +138,8 @@ def test_proposals_differ_from_one_another(name):
 @every_sampler
 def test_a_space_without_holes_proposes_the_recipe(name):
     job = make_job(name, space={})
-    proposals, _ = search(OptunaSampler(job), job, 3)
-    assert [proposal.choice for proposal in proposals] == [{}, {}, {}]
+    proposals, _ = search(OptunaSampler(job), job, 12)
+    assert [proposal.choice for proposal in proposals] == [{}] * 12
 
 
 # The same facts give the same proposals.
@@ -183,7 +171,7 @@ def test_proposals_learn_from_how_trials_ended(name):
     assert good.ask(12) != bad.ask(12)
 
 
-@every_replay
+@every_sampler
 @pytest.mark.parametrize("ends", [["COMPLETE"], ENDS], ids=["all complete", "every kind of end"])
 @pytest.mark.parametrize("count", [11, 18])
 def test_a_search_brought_back_from_its_facts_goes_on_as_it_would_have(name, ends, count):
@@ -194,13 +182,13 @@ def test_a_search_brought_back_from_its_facts_goes_on_as_it_would_have(name, end
     assert again.ask(count) == live.ask(count)
 
 
-@pytest.mark.parametrize("name", ["tpe", "random"])
+@every_sampler
 def test_facts_with_trials_under_way_come_back_as_well(name):
     job = make_job(name)
     live, again = OptunaSampler(job), OptunaSampler(job)
     proposals, results = search(live, job, 8, ENDS)
-    for number in (8, 9):
-        proposals.append(Proposal(number, live.ask(number), {}))
+    for number, told in ((8, [7]), (9, [])):
+        proposals.append(Proposal(number, live.ask(number), {}, told=told))
     replay(again, proposals, results)
     for sampler in (live, again):
         sampler.tell(ended(proposals[9]))
@@ -208,23 +196,66 @@ def test_facts_with_trials_under_way_come_back_as_well(name):
     assert again.ask(10) == live.ask(10)
 
 
+@every_sampler
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_search_with_trials_side_by_side_comes_back_from_its_facts_at_any_time(name, seed):
+    job, order = make_job(name), np.random.default_rng(seed)
+    live = OptunaSampler(job)
+    proposals, results, under_way, told = [], [], [], []
+    for number in range(24):
+        again = OptunaSampler(job)
+        assert replay(again, proposals, results) == told
+        choice = live.ask(number)
+        assert again.ask(number) == choice
+        proposals.append(Proposal(number, choice, {}, told=told))
+        under_way.append(proposals[-1])
+        told = []
+        while len(under_way) > order.integers(4):
+            proposal = under_way.pop(order.integers(len(under_way)))
+            result = ended(proposal, ENDS[proposal.number % len(ENDS)])
+            results.append(dataclasses.replace(result, ended=float(len(results))))
+            live.tell(results[-1])
+            told.append(proposal.number)
+
+
+class Listener:
+    """A sampler that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, int]] = []
+
+    def ask(self, number: int) -> dict[str, Any]:
+        raise AssertionError("facts are not asked for")
+
+    def know(self, proposal: Proposal) -> None:
+        self.heard.append(("know", proposal.number))
+
+    def tell(self, result: TrialResult) -> None:
+        self.heard.append(("tell", result.number))
+
+
 def test_replay_tells_ends_in_the_order_in_which_they_came():
-    heard: list[tuple[str, int]] = []
-
-    class Listener:
-        def ask(self, number: int) -> dict[str, Any]:
-            raise AssertionError("facts are not asked for")
-
-        def know(self, proposal: Proposal) -> None:
-            heard.append(("know", proposal.number))
-
-        def tell(self, result: TrialResult) -> None:
-            heard.append(("tell", result.number))
-
+    listener = Listener()
     proposals = [Proposal(number, {}, {}) for number in (2, 0, 1)]
     results = [TrialResult(number, "COMPLETE", {}, ended=time) for number, time in [(0, 5.0), (1, 3.0), (2, 3.0)]]
-    replay(Listener(), proposals, results)
-    assert heard == [("know", 0), ("know", 1), ("know", 2), ("tell", 1), ("tell", 2), ("tell", 0)]
+    assert replay(listener, proposals, results) == [1, 2, 0]
+    assert listener.heard == [("know", 0), ("know", 1), ("know", 2), ("tell", 1), ("tell", 2), ("tell", 0)]
+
+
+def test_replay_tells_an_end_once_before_the_proposal_that_came_after_it_whatever_the_clocks_of_the_machines_say():
+    listener = Listener()
+    proposals = [
+        Proposal(0, {}, {}),
+        Proposal(1, {}, {}),
+        Proposal(2, {}, {}, told=[1, 0, 1, 9]),
+        Proposal(3, {}, {}, told=[0]),
+    ]
+    results = [TrialResult(number, "COMPLETE", {}, ended=float(number)) for number in (0, 1, 2)]
+    assert replay(listener, proposals, results) == [2]
+    assert listener.heard == [
+        *[("know", 0), ("know", 1), ("tell", 1), ("tell", 0)],
+        *[("know", 2), ("know", 3), ("tell", 2)],
+    ]
 
 
 # What the study is told.
@@ -340,19 +371,59 @@ def test_a_baseline_outside_the_space_is_left_out_and_the_search_goes_on(name):
 
 
 @pytest.mark.parametrize(
+    "hole",
+    [
+        pytest.param({"model.width": {"int": [8, 30], "step": 8}}, id="whole numbers"),
+        pytest.param({"distillation.weight": {"float": [0.0, 0.5], "step": 0.2}}, id="fractions"),
+    ],
+)
+def test_a_step_that_optuna_cannot_take_is_refused_at_load(hole):
+    """Optuna warns on every ask, and searches another range than was written."""
+    with pytest.raises(ValidationError, match="have a step that divides the range"):
+        make_job("random", space=hole)
+
+
+@every_sampler
+@pytest.mark.parametrize(
     ("hole", "recipe"),
     [
-        pytest.param({"model.width": {"int": [8, 30], "step": 8}}, {}, id="a step that does not divide the range"),
-        pytest.param({"distillation.weight": {"float": [0.0, 0.5], "step": 0.2}}, {}, id="the same in fractions"),
-        pytest.param({"model.width": {"int": [10, 30], "step": 10}}, {}, id="a baseline off the steps"),
+        pytest.param({"model.width": {"int": [10, 30], "step": 10}}, {}, id="off the steps"),
         pytest.param(
-            {"distillation.temperature": {"int": [1, 8]}}, {"distillation": {"temperature": 2.5}}, id="a baseline in between"
+            {"distillation.weight": {"float": [0.1, 0.7], "step": 0.3}}, {"distillation": {"weight": 0.3}}, id="fraction"
+        ),
+        pytest.param({"distillation.temperature": {"int": [1, 8]}}, {"distillation": {"temperature": 2.5}}, id="in between"),
+    ],
+)
+def test_a_baseline_between_the_values_of_its_domain_is_left_out_and_the_search_goes_on(name, hole, recipe):
+    job = make_job(name, space=hole, recipe=recipe)
+    assert job.space.baseline(job.recipe) is None
+    sampler = OptunaSampler(job)
+    sampler.know(Proposal(0, {path: value_at(job.recipe.model_dump(), path) for path in hole}, {}, "baseline"))
+    assert sampler._study.trials == []
+    proposals, _ = search(sampler, job, 4)
+    assert proposals[0].choice == {}
+    assert all(job.space.root[path].contains(value) for proposal in proposals for path, value in proposal.choice.items())
+    assert [trial.params for trial in sampler._study.trials] == [proposal.choice for proposal in proposals[1:]]
+    assert {trial.state for trial in sampler._study.trials} == {TrialState.COMPLETE}
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    ("hole", "recipe"),
+    [
+        pytest.param(
+            {"distillation.weight": {"float": [0.1, 0.7], "step": 0.1}}, {"distillation": {"weight": 0.3}}, id="rounded"
+        ),
+        pytest.param(
+            {"distillation.temperature": {"int": [1, 8]}}, {"distillation": {"temperature": 4.0}}, id="4.0 among whole"
         ),
     ],
 )
-@pytest.mark.xfail(
-    strict=True, raises=UserWarning, reason="Optuna warns on every ask, and searches another range than was written"
-)
-def test_a_step_that_optuna_cannot_take_is_refused_at_load_or_handled(hole, recipe):
-    job = make_job("random", space=hole, recipe=recipe)
-    search(OptunaSampler(job), job, 2)
+def test_a_baseline_on_the_values_of_its_domain_is_trial_number_0(name, hole, recipe):
+    job = make_job(name, space=hole, recipe=recipe)
+    sampler = OptunaSampler(job)
+    choice = job.space.baseline(job.recipe)
+    sampler.know(Proposal(0, choice, {}, "baseline"))
+    assert [trial.params for trial in sampler._study.trials] == [choice]
+    sampler.tell(measured(0, 0.9, 100.0))
+    assert all(job.space.root[path].contains(value) for path, value in sampler.ask(1).items())
