@@ -81,8 +81,9 @@ def _session(ray: Any, address: str | None, *, verbose: bool) -> Iterator[dict[s
             logging_level=logging.INFO if verbose else logging.ERROR,
             **({"include_dashboard": True, "dashboard_host": "127.0.0.1"} if address is None else {}),
         )
-    except (ConnectionError, RuntimeError) as error:
-        raise UnreachableError(f"a Ray cluster must answer at {address or 'this machine'}: {error}") from None
+    except Exception as error:  # whatever of Ray's start-up fails, also by bare Exception
+        where = f"a Ray cluster must answer at {address}" if address else "Ray must start on this machine"
+        raise UnreachableError(f"{where}: {error}") from error
     try:
         yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
     finally:
