@@ -1,4 +1,4 @@
-"""What every figure has to name: machine and versions."""
+"""What every figure has to name, and how two rows of figures are compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+
+import numpy as np
 
 
 def describe() -> str:
@@ -19,3 +21,11 @@ def describe() -> str:
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0))
     return f"{model} ({features}), {cores} cores, load {load:.2f}; Python {platform.python_version()}, {versions}"
+
+
+def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    """Median ratio of paired rounds with a bootstrapped 95 % interval."""
+    pairs = np.array(ours) / np.array(theirs)
+    draws = np.random.default_rng(0).choice(pairs, (10_000, len(pairs)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(low), float(np.median(pairs)), float(high)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import describe
+from machine import describe, ratio
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -129,14 +129,6 @@ def main() -> None:
     for name in list(loops)[:-1]:
         low, middle, high = ratio(rates["ours"], rates[name])
         print(f"ours / {name}: {middle:.2f} [{low:.2f}, {high:.2f}]")
-
-
-def ratio(ours_rates: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Median ratio of paired rounds with a bootstrapped 95 % interval."""
-    pairs = np.array(ours_rates) / np.array(theirs)
-    draws = np.random.default_rng(0).choice(pairs, (10_000, len(pairs)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return float(low), float(np.median(pairs)), float(high)
 
 
 if __name__ == "__main__":

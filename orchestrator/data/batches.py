@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +36,8 @@ class DeviceData:
 
     def __init__(self, examples: Examples, normalizer: Normalizer, device: torch.device, channels_last: bool) -> None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.images = torch.as_tensor(examples.images, device=device).contiguous(memory_format=layout)
-        self.labels = torch.as_tensor(examples.labels, device=device)
+        self.images = _tensor(examples.images, device).contiguous(memory_format=layout)
+        self.labels = _tensor(examples.labels, device)
         self.normalizer, self.layout = normalizer, layout
 
     def __len__(self) -> int:
@@ -64,6 +66,13 @@ class DeviceData:
         for start in range(rank, len(self), batch_size * world_size):
             rows = slice(start, min(start + batch_size * world_size, len(self)), world_size)
             yield self.normalizer(self.images[rows]).contiguous(memory_format=self.layout), self.labels[rows]
+
+
+def _tensor(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor over an array that may be a read-only map of a file: torch warns of writing to it, which nobody does here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(values, device=device)
 
 
 def augmented(pixels_NCHW: Tensor, randoms_3N: Tensor, augmentation: str) -> Tensor:
