@@ -6,7 +6,7 @@ carriers where a layer's output goes to something else (a sum, a pooling) that t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from orchestrator.compression.folding import following_norm, layer_of, norm_growth, traced
 from orchestrator.compression.quantizers import ActivationQuantizer, WeightQuantizer
+from orchestrator.errors import UnbuildableError
 
 PREFIX = "quantize_"
 _CARRIER_BITS = 8
@@ -27,24 +28,40 @@ _RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Identity)
 _RECTIFYING_FUNCTIONS = frozenset({torch.relu, F.relu, F.relu6})
 
 
-def insert_quantizers(model: nn.Module, weight_bits: int, activation_bits: int, first_last_8bit: bool) -> fx.GraphModule:
+def insert_quantizers(
+    model: nn.Module,
+    weight_bits: int | Mapping[str, int],
+    activation_bits: int,
+    first_last_8bit: bool,
+    granularity: str = "channel",
+) -> fx.GraphModule:
     """A traced copy of `model` with a quantizer on the weight and on the input of every convolution and linear layer.
 
     Layers that read the same tensor share its quantizer. Everything else that reads it (a shortcut) gets it in 8 bits, as a
     residual stream of few bits would forget what it carries.
 
+    Args:
+        weight_bits: 2 to 8, for all layers or by the name of each in the traced graph (as `allocate_bits` gives them). Names
+            have the last word: `first_last_8bit` is then about activations alone.
+        activation_bits: 2 to 8.
+        first_last_8bit: the first and the last layer have weights and inputs of 8 bits.
+        granularity: "channel": a step size for each output channel of a weight; "tensor": one for all of it.
+
     Raises:
-        UnbuildableError: the network cannot be traced by torch.fx.
+        UnbuildableError: the network cannot be traced by torch.fx, or a layer is given no bits.
     """
     graph = traced(model, "quantization")
     layers = [node for node in graph.graph.nodes if layer_of(graph, node) is not None]
+    if isinstance(weight_bits, Mapping) and (without := sorted({str(node.target) for node in layers} - set(weight_bits))):
+        raise UnbuildableError(f"every layer must have bits for its weight; there are none for {', '.join(without)}")
     readers: dict[fx.Node, dict[int, list[fx.Node]]] = {}
     for position, node in enumerate(layers):
         edge = first_last_8bit and position in (0, len(layers) - 1)
         layer = layer_of(graph, node)
         assert layer is not None
         if not parametrize.is_parametrized(layer, "weight"):  # a layer that is called twice has one weight
-            parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, 8 if edge else weight_bits))
+            bits = weight_bits[str(node.target)] if isinstance(weight_bits, Mapping) else 8 if edge else weight_bits
+            parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, bits, granularity))
         source, reader = _source(graph, node)
         readers.setdefault(source, {}).setdefault(8 if edge else activation_bits, []).append(reader)
     for node in layers:

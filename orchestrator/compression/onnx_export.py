@@ -75,6 +75,14 @@ def export_quantized(model: nn.Module, grids: Grids, example: Tensor, path: Path
     path.write_bytes(_smallest(float_graph(model, example), lambda proto, layout: write_integers(proto, grids, layout)))
 
 
+def export_program(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Write `model` as torch.export's program: it needs torch to run and keeps quantizers as they were trained, simulated."""
+    images = example.cpu().float().repeat(2, 1, 1, 1).contiguous()
+    with _quiet():
+        program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, path)
+
+
 def _smallest(graph: Any, write: Callable[[Any, Layout], None]) -> bytes:
     """The smallest of the files that the layouts make of a graph: packing has its own cost, which small networks feel."""
     from onnx import ModelProto

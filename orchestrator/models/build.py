@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from orchestrator.errors import UnbuildableError
 from orchestrator.models.cifar_resnet import CifarResNet
@@ -63,18 +65,23 @@ def reshape_to(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 def _set_widths(module: nn.Module, weight: Tensor) -> None:
     """A layer also says its widths in plain numbers, which follow from its weight."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, _ConvNd):
         _shrink_groups(module, weight)
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+        own, other = weight.shape[0], weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = (other, own) if module.transposed else (own, other)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+    elif isinstance(module, _NormBase):
         module.num_features = weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
 
 
-def _shrink_groups(module: nn.Conv2d, weight: Tensor) -> None:
+def _shrink_groups(module: _ConvNd, weight: Tensor) -> None:
     """A depthwise convolution that lost channels has as many groups as it has channels left."""
     if module.groups == module.out_channels == module.in_channels and module.groups > 1:
         module.groups = weight.shape[0]

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator.spec.names import NEEDS
 from orchestrator.spec.objective import Constraint, Metric, Objective
 from orchestrator.spec.recipe import Recipe, Strict, violation
-from orchestrator.spec.space import SearchSpace
+from orchestrator.spec.space import SearchSpace, value_at
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -76,6 +77,15 @@ class Job(Strict):
         ):
             if batch % workers:
                 raise violation(f"have recipe.{where}.batch_size ({batch}) divisible by workers_per_gang ({workers})")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_is_asked(self) -> Self:
+        recipe = self.recipe.model_dump()
+        for metric in [*(objective.metric for objective in self.objectives), *self.constraints]:
+            setting = NEEDS.get(metric)
+            if setting is not None and not value_at(recipe, setting):
+                raise violation(f"set recipe.{setting} when {metric} is asked for")
         return self
 
     def tree(self) -> dict[str, Any]:

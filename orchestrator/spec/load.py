@@ -20,8 +20,10 @@ from orchestrator.errors import JobError, nearest_name
 from orchestrator.spec.complaint import demand, job_error, shown
 from orchestrator.spec.job import Job
 from orchestrator.spec.recipe import Recipe
-from orchestrator.spec.source import NUMBER_READ_AS_TEXT, YAML_ERRORS, Document, Keys, dotted, read_yaml
+from orchestrator.spec.source import NUMBER_READ_AS_TEXT, YAML_ERRORS, Document, Keys, read_yaml
 from orchestrator.spec.space import Value, value_at, with_value
+
+_PATHS = ("recipe.data.path", "recipe.model.weights", "recipe.teacher.model.weights")
 
 # Trials are only comparable when they share their data and the way they are measured.
 _NOT_SEARCHABLE = ("data", "measurement")
@@ -46,7 +48,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         _override(document, override)
     document.tree.setdefault("name", path.stem)
     job = job_from_tree(document)
-    return _with_data_path(job, document, path.parent)
+    return _with_paths(job, document, path.parent)
 
 
 def job_from_tree(document: Document) -> Job:
@@ -101,19 +103,21 @@ def _override(document: Document, override: str) -> None:
         document.tree["space"] = {key: domain for key, domain in space.items() if key != hole}
 
 
-def _with_data_path(job: Job, document: Document, folder: Path) -> Job:
-    """Make the data's path absolute; it has to exist."""
-    given = job.recipe.data.path
-    if given is None:
-        return job
+def _with_paths(job: Job, document: Document, folder: Path) -> Job:
+    """Make every path of the recipe absolute; what it names has to exist."""
     anchors = [folder, *([Path(root)] if (root := os.environ.get("ORCHESTRATOR_DATA")) else []), Path.cwd()]
-    found = next((anchor / given for anchor in anchors if (anchor / given).exists()), None)
-    keys: Keys = ("recipe", "data", "path")
-    if found is None and job.recipe.data.source != "torchvision":
-        looked = ", ".join(str(anchor) for anchor in dict.fromkeys(anchors))
-        raise JobError(f"exist in one of {looked} (or below $ORCHESTRATOR_DATA)", given, dotted(keys), document.where(keys))
-    absolute = (found or folder / given).resolve()
-    return Job.model_validate(with_value(job.model_dump(by_alias=True), "recipe.data.path", str(absolute)))
+    tree = job.model_dump(by_alias=True)
+    for path in _PATHS:
+        given = value_at(tree, path)
+        if given is None:
+            continue
+        keys: Keys = tuple(path.split("."))
+        found = next((anchor / given for anchor in anchors if (anchor / given).exists()), None)
+        if found is None and not (path == "recipe.data.path" and job.recipe.data.source == "torchvision"):
+            looked = ", ".join(str(anchor) for anchor in dict.fromkeys(anchors))
+            raise JobError(f"exist in one of {looked} (or below $ORCHESTRATOR_DATA)", given, path, document.where(keys))
+        tree = with_value(tree, path, str((found or folder / given).resolve()))
+    return Job.model_validate(tree)
 
 
 def _check_space(job: Job, document: Document) -> None:

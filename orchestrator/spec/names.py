@@ -93,13 +93,26 @@ TORCHVISION_DATASETS = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST"
 MEASUREMENTS = (
     "accuracy",
     "worst_class_accuracy",
+    "robust_accuracy",
     "calibration_error",
+    "flip_rate",
+    "explanation_similarity",
+    "agreement",
+    "precision_drift",
     "size_bytes",
     "latency_ms",
     "latency_ms_p95",
+    "latency_ms_low",
+    "latency_ms_high",
     "macs",
     "num_parameters",
+    "sparsity",
 )
 
-# A larger accuracy is better; every other measurement is a cost.
-MAXIMIZED = frozenset({"accuracy", "worst_class_accuracy"})
+# More is better of these; every other measurement is a cost.
+MAXIMIZED = frozenset(
+    {"accuracy", "worst_class_accuracy", "robust_accuracy", "explanation_similarity", "agreement", "sparsity"}
+)
+
+# What is measured only when the recipe says how.
+NEEDS = {"robust_accuracy": "measurement.attack", "explanation_similarity": "measurement.num_explained"}

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import DivergedError
+from orchestrator.training.losses import Losses
+from orchestrator.training.optimizers import make_optimizer
 from orchestrator.training.precision import arithmetic, loss_scaler
 from orchestrator.training.process import Process, laid_out
-from orchestrator.training.schedule import rate_factor
+from orchestrator.training.schedule import plateau_factor, plateau_patience, rate_factor
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(images, logits, labels) to a scalar: a loss may look at the images again, as distillation does."""
+Loss = Callable[..., Tensor]
+"""(images, logits, labels, *given) to a scalar, a mean over examples: a loss may look at the images again, as distillation may,
+and at whatever else its batches bring (a teacher's logits, say)."""
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-"""Epoch to this rank's batches of (images, labels)."""
+Batches = Callable[[int], Iterable[tuple[Tensor, ...]]]
+"""Epoch to this rank's batches of (images, labels, *given); all tensors have the batch in front."""
+
+Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(network, images, labels) to the images to train on."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How to train; the fields are those of the recipe's training settings."""
+    """How to train; the fields are those of the recipe's training settings.
+
+    Args:
+        accumulation: a batch is taken in so many parts, as equal as can be, one after the other, and stepped once. The gradient
+            is that of the whole batch; a batch norm sees the parts, and its statistics are theirs.
+        compile: train through torch.compile. The parameters stay those of the plain model, which is what is judged.
+    """
 
     epochs: int
     learning_rate: float
@@ -35,6 +46,8 @@ class Fit:
     gradient_clip: float | None = None
     precision: str = "fp32"
     channels_last: bool = False
+    accumulation: int = 1
+    compile: bool = False
 
 
 def fit(
@@ -44,48 +57,41 @@ def fit(
     loss: Loss,
     how: Fit,
     process: Process,
-    on_epoch: Callable[[int, float], None],
+    on_epoch: Callable[[int, float], float | None],
     on_step: Callable[[int], None] = lambda step: None,
+    *,
+    after_step: Callable[[], None] = lambda: None,
+    perturb: Perturb | None = None,
+    repeats: int = 1,
 ) -> None:
     """Train `model` in place.
 
     Args:
         batches: called with each epoch's number, from 0.
+        steps_per_epoch: how many batches an epoch has.
         on_epoch: called on every rank with the epoch's number and its mean loss over all ranks; may raise to end training.
+            Returns the validation score, the higher the better and the same on every rank; only "plateau" looks at it.
         on_step: called on every rank before each step with its number, counted over all epochs; may raise as well.
+        after_step: called after each step of the optimizer, on every rank.
+        perturb: called once a step with the plain network (not DDP's), in training mode and outside autocast, and the whole
+            batch. It must leave the weights' gradients alone: torch.autograd.grad, not backward. What it returns may require
+            a gradient, and the step's own backward pass then leaves one there.
+        repeats: how many steps each batch is used for; the schedule and `on_step` count them all.
 
     Raises:
-        DivergedError: on every rank, after an epoch whose loss is not finite.
+        DivergedError: on every rank, at most 20 steps after a loss that is not finite; `Losses` says when fp16 bears one.
+        ValueError: "plateau" without a score.
     """
-    together = process.together(laid_out(model, channels_last=how.channels_last))
-    optimizer = make_optimizer(model, how)
-    scaler = loss_scaler(how.precision, process.device)
-    total = max(1, how.epochs * steps_per_epoch)
-    step = 0
+    training = _Training(model, loss, how, process, how.epochs * steps_per_epoch * repeats)
     for epoch in range(how.epochs):
-        together.train()
-        seen = torch.zeros(2, device=process.device)
-        for images, labels in batches(epoch):
-            on_step(step)
-            with process.permit():
-                rate = how.learning_rate * rate_factor(how.schedule, min(step / total, 1.0), how.warmup_fraction)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with arithmetic(how.precision, process.device):
-                    value = loss(images, together(images), labels)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-                if how.gradient_clip is not None:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(model.parameters(), how.gradient_clip)
-                scaler.step(optimizer)
-                scaler.update()
-                seen += torch.stack([value.detach().float(), torch.ones((), device=process.device)])
-                step += 1
-        mean_loss = _mean(process.summed(seen))
-        if not math.isfinite(mean_loss):
-            raise DivergedError(f"loss must stay finite; it was {mean_loss} in epoch {epoch}: lower the learning rate")
-        on_epoch(epoch, mean_loss)
+        training.begin(epoch)
+        for batch in batches(epoch):
+            for _ in range(repeats):
+                on_step(training.num_steps)
+                with process.permit():
+                    training.step(batch, perturb)
+                    after_step()
+        training.judged(on_epoch(epoch, training.losses.mean()))
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str, process: Process) -> float:
@@ -96,19 +102,89 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precisi
         with process.permit(), torch.inference_mode(), arithmetic(precision, process.device):
             counts[0] += (model(images).argmax(1) == labels).sum()
             counts[1] += len(labels)
-    return _mean(process.summed(counts))
+    right, total = process.summed(counts).tolist()
+    return float(right / max(1, total))
 
 
-def make_optimizer(model: nn.Module, how: Fit) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; vectors (norms, biases, step sizes) are not decayed."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": how.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    if how.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=how.learning_rate)
-    return torch.optim.SGD(groups, lr=how.learning_rate, momentum=how.momentum, nesterov=how.momentum > 0)
+class _Training:
+    """A fit under way: the graph that trains, what changes its weights, and how far it is."""
+
+    def __init__(self, model: nn.Module, loss: Loss, how: Fit, process: Process, total: int) -> None:
+        self.model, self.loss, self.how, self.process = model, loss, how, process
+        network = laid_out(model, channels_last=how.channels_last)
+        self.graph = process.together(compiled(network) if how.compile else network)
+        self.optimizer = make_optimizer(model, how)
+        self.scaler = loss_scaler(how.precision, process.device)
+        self.losses = Losses(process, model, scaled=self.scaler.is_enabled())
+        self.num_steps, self.total = 0, max(1, total)
+        self.scores: list[float] = []
+
+    @property
+    def progress(self) -> float:
+        return min(self.num_steps / self.total, 1.0)
+
+    def begin(self, epoch: int) -> None:
+        self.graph.train()
+        self.losses.begin(epoch)
+
+    def step(self, batch: tuple[Tensor, ...], perturb: Perturb | None) -> None:
+        """One step on a batch, part by part."""
+        images, labels, *given = batch
+        if perturb is not None:
+            images = perturb(self.model, images, labels)
+        self.set_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = list(in_parts((images, labels, *given), self.how.accumulation))
+        mean = torch.zeros((), device=self.process.device)
+        for number, part in enumerate(parts, start=1):
+            with self.synchronized(number == len(parts)):
+                mean += self.backward(part, len(part[0]) / max(1, len(images)))
+        if self.how.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.how.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.num_steps += 1
+        self.losses.note(mean)
+
+    def backward(self, part: tuple[Tensor, ...], share: float) -> Tensor:
+        """Add the gradients of a part of a batch, and return its share of the batch's loss."""
+        images, labels, *given = part
+        with arithmetic(self.how.precision, self.process.device):
+            value = self.loss(images, self.graph(images), labels, *given) * share
+        self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    def synchronized(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a step: with the last part, when they are all there."""
+        if last or not isinstance(self.graph, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self.graph.no_sync()
+
+    def set_rate(self) -> None:
+        how = self.how
+        factor = rate_factor(how.schedule, self.progress, how.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = how.learning_rate * factor * plateau_factor(self.scores, plateau_patience(how.epochs))
+
+    def judged(self, score: float | None) -> None:
+        """Note an epoch's validation score, once the rate has reached its peak: nothing is a plateau while it rises."""
+        if self.how.schedule != "plateau":
+            return
+        if score is None:
+            raise ValueError("on_epoch must return the validation score when schedule is plateau; it returned None")
+        if self.progress >= self.how.warmup_fraction:
+            self.scores.append(score)
 
 
-def _mean(total_and_count: Tensor) -> float:
-    total, count = total_and_count.tolist()
-    return float(total / max(1, count))
+def compiled(model: nn.Module) -> nn.Module:
+    """The same network through torch.compile, for fixed shapes; the parameters are shared."""
+    torch.compiler.reset()  # or graphs of earlier trainings count against the limit, past which torch no longer compiles
+    graph: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return graph
+
+
+def in_parts(batch: tuple[Tensor, ...], num: int) -> Iterator[tuple[Tensor, ...]]:
+    """Cut all tensors of a batch into `num` parts that differ by at most one example; fewer where examples are fewer."""
+    num = max(1, min(num, len(batch[0])))
+    return zip(*(tensor.tensor_split(num) for tensor in batch), strict=True)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
-from orchestrator.compression.channels import prune_channels
-from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, set_calibrated, settle_biases
+from orchestrator.compression.correction import correct_biases, reestimate_norms
+from orchestrator.compression.fake_quantize import calibrate, set_calibrated, settle_biases
+from orchestrator.compression.weights import keep_zeros
 from orchestrator.models.build import reshape_to
 from orchestrator.results.trial_result import StageRecord
+from orchestrator.spec.recipe import ModelSettings, TrainingSettings
 from orchestrator.training.process import laid_out
-from orchestrator.trial.order import derived_seed
+from orchestrator.trial.calibration import calibration_images
+from orchestrator.trial.cutting import cut_in_steps
+from orchestrator.trial.fitting import train
+from orchestrator.trial.quantizing import layer_bits, remembered_bits, with_quantizers
 from orchestrator.trial.work import Network, Work
 from orchestrator.trial.workshop import Teacher
-
-_CALIBRATION_BATCH = 64
 
 
 def train_teacher(work: Work) -> Network | None:
     """The teacher, when the recipe distils: trained once for all trials that name the same one."""
-    if work.recipe.distillation.weight == 0.0:
+    distillation = work.recipe.distillation
+    if distillation.weight == 0.0 and distillation.feature_weight == 0.0:
         return None
     settings = work.recipe.teacher
-    tree = settings.model_dump()
-    key = work.key("teacher", tree, [])
+    tree = _dense(work, settings.model, settings.training)
+    key = work.key("dense", tree, [])
     warm = work.workshop.teacher
     if warm is not None and warm.key == key:
         work.curve += warm.curve
@@ -35,10 +38,12 @@ def train_teacher(work: Work) -> Network | None:
 
     def make(seed: int) -> nn.Module:
         model, training = work.fresh(settings.model), settings.training
-        work.train("teacher", model, training, None, epochs=training.epochs, rate=training.learning_rate)
+        train(work, "teacher", model, training, None, seed, epochs=training.epochs, rate=training.learning_rate)
         return model
 
-    network = work.network_stage("teacher", tree, [], make, lambda state: reshape_to(work.fresh(settings.model), state))
+    network = work.network_stage(
+        "teacher", tree, [], make, lambda state: reshape_to(work.fresh(settings.model), state), kind="dense"
+    )
     model = laid_out(network.model, channels_last=settings.training.channels_last)
     work.workshop.teacher = Teacher(key, model, list(work.curve))
     return network
@@ -46,34 +51,49 @@ def train_teacher(work: Work) -> Network | None:
 
 def train_student(work: Work, teacher: Network | None) -> Network:
     """The dense student: on labels alone, or with the teacher as well."""
-    recipe = work.recipe
-    settings = {
-        "model": recipe.model.model_dump(),
-        "training": recipe.training.model_dump(),
-        **_distillation(work, teacher),
-    }
+    recipe, training = work.recipe, work.recipe.training
+    settings = _dense(work, recipe.model, training) | _lessons(work, teacher)
 
     def make(seed: int) -> nn.Module:
-        model, training = work.fresh(recipe.model), recipe.training
-        work.train("student", model, training, _model(teacher), epochs=training.epochs, rate=training.learning_rate)
+        model = work.fresh(recipe.model)
+        train(work, "student", model, training, teacher, seed, epochs=training.epochs, rate=training.learning_rate)
         return model
 
     return work.network_stage(
-        "student", settings, _keys(teacher), make, lambda state: reshape_to(work.fresh(recipe.model), state)
+        "student",
+        settings,
+        _keys(teacher),
+        make,
+        lambda state: reshape_to(work.fresh(recipe.model), state),
+        kind="dense",
     )
 
 
 def prune(work: Work, student: Network, teacher: Network | None) -> Network:
-    """The student without some of its channels, trained on to recover. Nothing happens at ratio 0."""
+    """The student without some of its channels or weights, trained on to recover. Nothing happens at ratio 0."""
     pruning, training = work.recipe.pruning, work.recipe.training
     if pruning.ratio == 0.0:
         return student
-    settings = {"pruning": pruning.model_dump(), "training": _continued(work), **_distillation(work, teacher)}
+    settings = {"pruning": pruning.model_dump(), "training": _continued(work), **_lessons(work, teacher)}
 
     def make(seed: int) -> nn.Module:
         model = reshape_to(work.fresh(work.recipe.model), student.model.state_dict())
-        prune_channels(model, work.example(), pruning.ratio, pruning.criterion, pruning.scope, pruning.round_to)
-        work.train("pruned", model, training, _model(teacher), epochs=pruning.epochs, rate=pruning.learning_rate)
+        done = 0
+        for step, _ in enumerate(cut_in_steps(work, model), start=1):
+            epochs = pruning.epochs * step // pruning.steps - done
+            train(
+                work,
+                "pruned",
+                model,
+                training,
+                teacher,
+                seed,
+                epochs=epochs,
+                rate=pruning.learning_rate,
+                first_epoch=done,
+                after_step=_after_step(work, model),
+            )
+            done += epochs
         return model
 
     return work.network_stage(
@@ -87,29 +107,30 @@ def prune(work: Work, student: Network, teacher: Network | None) -> Network:
 
 def quantize(work: Work, network: Network, teacher: Network | None) -> Network:
     """The network with quantizers: calibrated ("ptq"), and trained on with them ("qat"). Nothing happens for "none"."""
-    quantization, training = work.recipe.quantization, work.recipe.training
+    quantization = work.recipe.quantization
     if quantization.method == "none":
         return network
-    settings = {"quantization": quantization.model_dump(), "training": _continued(work), **_distillation(work, teacher)}
-
-    def with_quantizers() -> fx.GraphModule:
-        bits = quantization.weight_bits, quantization.activation_bits
-        return insert_quantizers(network.model, *bits, quantization.first_last_8bit)
+    settings = {"quantization": quantization.model_dump(), "training": _continued(work), **_lessons(work, teacher)}
 
     def make(seed: int) -> nn.Module:
-        model, images = with_quantizers(), calibration_images(work)
+        model = with_quantizers(network.model, quantization, layer_bits(work, network.model))
+        images = calibration_images(work)
         with work.process.permit():
             calibrate(model, images, quantization.calibration)
         if quantization.method == "qat":
-            epochs, rate = quantization.epochs, quantization.learning_rate
-            work.train("quantized", model, training, _model(teacher), epochs=epochs, rate=rate)
-            with work.process.permit():
-                calibrate(model, images, quantization.calibration, carriers_only=True)
-        settle_biases(model)
+            _train_quantized(work, model, teacher, seed)
+        with work.process.permit():
+            if quantization.method == "ptq" and quantization.norm_reestimation:
+                reestimate_norms(model, images)
+            if quantization.method == "ptq" and quantization.bias_correction:
+                correct_biases(model, network.model, images)
+            calibrate(model, images, quantization.calibration, carriers_only=True)
+            settle_biases(model)
         return model
 
     def rebuild(state: dict[str, Tensor]) -> nn.Module:
-        model = with_quantizers()
+        bits = remembered_bits(network.model, state, quantization.weight_bits)
+        model = with_quantizers(network.model, quantization, bits)
         model.load_state_dict(state)
         set_calibrated(model)
         return model
@@ -117,18 +138,30 @@ def quantize(work: Work, network: Network, teacher: Network | None) -> Network:
     return work.network_stage("quantized", settings, [network.key, *_keys(teacher)], make, rebuild)
 
 
-def calibration_images(work: Work) -> list[Tensor]:
-    """The same training images for every trial, normalised, in batches (B, C, H, W)."""
-    data = work.material.train
-    images = data.normalizer(data.images[torch.from_numpy(calibration_rows(work)).to(data.images.device)])
-    return list(torch.split(images, _CALIBRATION_BATCH))
+def _train_quantized(work: Work, model: fx.GraphModule, teacher: Network | None, seed: int) -> None:
+    quantization = work.recipe.quantization
+    train(
+        work,
+        "quantized",
+        model,
+        work.recipe.training,
+        teacher,
+        seed,
+        epochs=quantization.epochs,
+        rate=quantization.learning_rate,
+        after_step=_after_step(work, model),
+    )
 
 
-def calibration_rows(work: Work) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Which training examples calibrate: a seeded sample."""
-    count, total = work.recipe.quantization.num_calibration, len(work.material.train)
-    seed = derived_seed(work.order.sweep_seed, "calibration")
-    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+def _after_step(work: Work, model: nn.Module) -> Any:
+    """What keeps pruned weights zero, where single weights were pruned."""
+    pruning = work.recipe.pruning
+    return keep_zeros(model) if pruning.kind != "channels" and pruning.ratio > 0.0 else lambda: None
+
+
+def _dense(work: Work, model: ModelSettings, training: TrainingSettings) -> dict[str, object]:
+    """What a network that is trained from the start depends on; a teacher and a student of the same settings are one."""
+    return {"model": model.model_dump(), "origin": work.origin(model), "training": training.model_dump()}
 
 
 def _continued(work: Work) -> dict[str, object]:
@@ -136,13 +169,14 @@ def _continued(work: Work) -> dict[str, object]:
     return work.recipe.training.model_dump(exclude={"epochs", "learning_rate"})
 
 
-def _distillation(work: Work, teacher: Network | None) -> dict[str, object]:
-    """The loss's settings, left out where there is no teacher: a temperature that nobody reads is no difference."""
-    return {} if teacher is None else {"distillation": work.recipe.distillation.model_dump()}
-
-
-def _model(teacher: Network | None) -> nn.Module | None:
-    return None if teacher is None else teacher.model
+def _lessons(work: Work, teacher: Network | None) -> dict[str, object]:
+    """The loss's and the adversary's settings, left out where there is none: what nobody reads is no difference."""
+    found: dict[str, object] = {}
+    if teacher is not None:
+        found["distillation"] = work.recipe.distillation.model_dump()
+    if work.recipe.adversarial.method != "none":
+        found["adversarial"] = work.recipe.adversarial.model_dump()
+    return found
 
 
 def _keys(teacher: Network | None) -> list[str]:

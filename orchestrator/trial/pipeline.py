@@ -1,6 +1,6 @@
 """READ FIRST: one recipe end to end.
 
-    teacher -> student -> prune -> quantize -> export -> measure
+    preflight -> teacher -> student -> prune -> quantize -> export -> measure
 
 Every rank of a gang runs this function with the same order. Networks are made together; the file is written and measured by
 rank 0 alone, while the others go back to wait for the next order. Whatever happens, the trial ends as a TrialResult.
@@ -24,6 +24,7 @@ from orchestrator.spec.recipe import Recipe
 from orchestrator.trial.host import TrialHost
 from orchestrator.trial.networks import prune, quantize, train_student, train_teacher
 from orchestrator.trial.order import Order
+from orchestrator.trial.preflight import preflight
 from orchestrator.trial.ship import export, measure, weights_of
 from orchestrator.trial.work import Network, Work
 from orchestrator.trial.workshop import Workshop
@@ -60,16 +61,17 @@ def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
 
 def _walk(work: Work) -> dict[str, Any]:
     """The stages in order; returns the measurements on rank 0 and nothing elsewhere."""
+    preflight(work)
     teacher = train_teacher(work)
     student = train_student(work, teacher)
     pruned = prune(work, student, teacher)
     quantized = quantize(work, pruned, teacher)
     if not work.process.first:
         return {}
-    return _ship(work, quantized)
+    return _ship(work, quantized, student)
 
 
-def _ship(work: Work, network: Network) -> dict[str, Any]:
+def _ship(work: Work, network: Network, dense: Network) -> dict[str, Any]:
     """Write `model.onnx`, `model.safetensors` and `recipe.json` into the attempt's folder, measure, and move them in place."""
     folder = Path(work.order.folder)
     attempt = folder / work.order.attempt
@@ -77,13 +79,13 @@ def _ship(work: Work, network: Network) -> dict[str, Any]:
     work.alone = True
     started, clock = time.time(), time.perf_counter()
     work.host.progress_alone({"stage": "export"})
-    counts = export(work, network, attempt / "model.onnx")
+    counts = export(work, network, attempt)
     save_file(weights_of(network), attempt / "model.safetensors")
     replace(attempt / "recipe.json", as_json({"recipe": work.order.recipe, "classes": work.material.classes}))
     work.timed("export", clock, started)
     started, clock = time.time(), time.perf_counter()
     work.host.progress_alone({"stage": "measure"})
-    measurements = counts | measure(work, attempt / "model.onnx")
+    measurements = counts | measure(work, network, dense, attempt / "model.onnx")
     work.timed("measure", clock, started)
     for path in sorted(attempt.iterdir()):
         path.replace(folder / path.name)

@@ -6,22 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.compression.folding import fold_norms
 from orchestrator.compression.grids import split_off_grids
-from orchestrator.compression.onnx_export import FromPixels, export_float, export_quantized
+from orchestrator.compression.onnx_export import FromPixels, export_float, export_program, export_quantized
 from orchestrator.measure.accuracy import classification
+from orchestrator.measure.audit import agreement, explanation_similarity, flip_rate
 from orchestrator.measure.latency import call_latency_ms, pinned
+from orchestrator.measure.robustness import adversarial_images
 from orchestrator.measure.runtime import Runtime
 from orchestrator.measure.size import count_macs, count_parameters
+from orchestrator.training.adversarial import make_perturbation
+from orchestrator.training.precision import drift
 from orchestrator.training.process import laid_out
+from orchestrator.trial.order import derived_seed
 from orchestrator.trial.work import Network, Work
 
+_EVAL_BATCH = 256
+_NUM_DRIFT = 1024  # images on which the arithmetic of training is held against fp32
 
-def export(work: Work, network: Network, path: Path) -> dict[str, Any]:
-    """Write the network as ONNX that maps pixels (N, C, H, W) in 0..255 to logits; returns what it has by counting."""
+
+def export(work: Work, network: Network, folder: Path) -> dict[str, Any]:
+    """Write the network as ONNX that maps pixels (N, C, H, W) in 0..255 to logits; returns what it has by counting.
+
+    `model.onnx`, and `model.pt2` where the recipe asks for torch.export's format.
+    """
     model = laid_out(network.model.cpu().eval(), channels_last=False)
     example = torch.zeros(1, *work.material.shape)
     normalizer = work.material.normalizer
@@ -29,34 +41,102 @@ def export(work: Work, network: Network, path: Path) -> dict[str, Any]:
     with work.process.permit():
         if work.recipe.quantization.method == "none":
             folded: nn.Module = fold_norms(model)
-            export_float(wrap(folded), example, path)
+            export_float(wrap(folded), example, folder / "model.onnx")
         else:
             assert isinstance(model, fx.GraphModule)
             folded, grids = split_off_grids(model)
-            export_quantized(wrap(folded), grids.below(FromPixels.NETWORK), example, path)
-        return {"macs": count_macs(folded, example), "num_parameters": count_parameters(folded)}
+            export_quantized(wrap(folded), grids.below(FromPixels.NETWORK), example, folder / "model.onnx")
+        if work.recipe.export.torch_export:
+            export_program(wrap(model), example, folder / "model.pt2")
+        return {
+            "macs": count_macs(folded, example),
+            "num_parameters": count_parameters(folded),
+            "sparsity": _sparsity(folded),
+        }
 
 
-def measure(work: Work, path: Path) -> dict[str, Any]:
-    """Open the file as a server would, classify the validation split with it, and time single calls."""
+def measure(work: Work, network: Network, dense: Network, path: Path) -> dict[str, Any]:
+    """Open the file as a server would, classify the validation split with it, and time single calls.
+
+    Args:
+        network: the graph that the file was written from.
+        dense: the student before it was compressed.
+    """
     settings = work.recipe.measurement
     val = work.material.splits.val
     with work.process.permit():
         runtime = Runtime(path, settings.threads)
         images = val.images.astype(np.float32)
-        quality = classification(runtime.logits(images), val.labels)
+        logits = runtime.logits(images)
+        judged = classification(logits, val.labels) | _audit(work, network, dense, runtime, logits)
     one = np.ascontiguousarray(images[:1])
     with work.host.measuring(), pinned(settings.threads):
-        median, tail = call_latency_ms(lambda: runtime(one), settings.rounds)
+        latency = call_latency_ms(lambda: runtime(one), settings.rounds)
     return {
-        **quality,
-        "latency_ms": median,
-        "latency_ms_p95": tail,
+        **judged,
+        "latency_ms": latency.median_ms,
+        "latency_ms_p95": latency.p95_ms,
+        "latency_ms_low": latency.low_ms,
+        "latency_ms_high": latency.high_ms,
         "size_bytes": path.stat().st_size,
         "executor": f"{runtime.executor} {runtime.version}",
         "device": "cpu",
         "num_eval_samples": len(val),
     }
+
+
+def _audit(work: Work, network: Network, dense: Network, runtime: Runtime, logits: npt.NDArray[np.float32]) -> dict[str, float]:
+    """What accuracy does not tell: the file against its graph, against the dense network, and against an adversary."""
+    settings, precision = work.recipe.measurement, work.recipe.training.precision
+    few = list(work.material.val.ordered(_EVAL_BATCH))[: -(-_NUM_DRIFT // _EVAL_BATCH)]
+    told = {
+        "agreement": agreement(logits, _logits(work, network.model)),
+        "flip_rate": flip_rate(logits, _dense_logits(work, dense)),
+        "precision_drift": drift(network.model, few, precision, work.process.device),
+    }
+    if settings.num_explained:
+        images, _ = next(work.material.val.ordered(settings.num_explained))
+        with torch.no_grad():
+            targets = dense.model.eval()(images).argmax(1)
+        told["explanation_similarity"] = explanation_similarity(dense.model, network.model, images, targets)
+    if settings.attack is not None:
+        told["robust_accuracy"] = _robust_accuracy(work, network, runtime)
+    return told
+
+
+def _robust_accuracy(work: Work, network: Network, runtime: Runtime) -> float:
+    """Accuracy of the file on images that PGD found on its graph."""
+    how, normalizer, val = work.recipe.measurement.attack, work.material.normalizer, work.material.val
+    assert how is not None
+    generator = torch.Generator().manual_seed(derived_seed(work.order.sweep_seed, "robust accuracy"))
+    constants = normalizer.scale, normalizer.offset
+    attack = make_perturbation("pgd", how.epsilon, how.steps, how.step_size, *constants, generator)
+    assert attack is not None
+    pixels, labels = val.images, val.labels
+    images = adversarial_images(network.model, attack, pixels, labels, how.epsilon, *constants, how.num_images)
+    return classification(runtime.logits(images), labels[: len(images)].cpu().numpy())["accuracy"]
+
+
+def _dense_logits(work: Work, dense: Network) -> npt.NDArray[np.float32]:
+    """The dense network's logits, kept for the next trial that was cut from the same one."""
+    if work.workshop.dense is None or work.workshop.dense[0] != dense.key:
+        work.workshop.dense = dense.key, _logits(work, dense.model)
+    return work.workshop.dense[1]
+
+
+def _logits(work: Work, model: nn.Module) -> npt.NDArray[np.float32]:
+    """Logits (N, classes) of a graph in float32 over the validation split."""
+    model.to(work.process.device).eval()
+    with torch.inference_mode():
+        parts = [model(images).float().cpu() for images, _ in work.material.val.ordered(_EVAL_BATCH)]
+    logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
+    return logits
+
+
+def _sparsity(model: nn.Module) -> float:
+    """Fraction of the weights of layers that are zero."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return 1.0 - sum(int(weight.count_nonzero()) for weight in weights) / max(1, sum(weight.numel() for weight in weights))
 
 
 def weights_of(network: Network) -> dict[str, Tensor]:

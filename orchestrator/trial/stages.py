@@ -41,6 +41,18 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
+def file_hash(path: str) -> str:
+    """Hash of a file's content, read once as long as its size and time stay."""
+    stat = Path(path).stat()
+    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _file_hash(path: str, size: int, changed: int) -> str:
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that compute."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -13,21 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from orchestrator.compression.distillation import make_loss
+from orchestrator.compression.distillation import check_classes
 from orchestrator.models.build import build
+from orchestrator.models.user import add_dropout, load_weights, user_model
 from orchestrator.results.files import as_json
 from orchestrator.results.trial_result import StageRecord
-from orchestrator.spec.recipe import ModelSettings, Recipe, TrainingSettings
-from orchestrator.training.loop import Fit, accuracy, fit
+from orchestrator.spec.recipe import ModelSettings, Recipe
 from orchestrator.training.process import Process, seeded
 from orchestrator.trial.host import TrialHost
 from orchestrator.trial.order import Order, derived_seed
-from orchestrator.trial.stages import stage_key
+from orchestrator.trial.stages import file_hash, stage_key
 from orchestrator.trial.workshop import Material, Workshop
-
-_EVAL_BATCH = 512
-# How often a trial asks whether to go on: seldom enough to cost nothing, often enough for Ctrl-C.
-_STEPS_PER_REPORT = 20
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,27 @@ class Work:
         return self.host.process
 
     def fresh(self, model: ModelSettings) -> nn.Module:
-        """A newly initialised network for this data, on this rank's device."""
-        network = build(model.name, model.width, len(self.material.classes), self.material.shape)
-        return network.to(self.process.device)
+        """A newly initialised network for this data, or one that starts from given weights, on this rank's device."""
+        num_classes, shape = len(self.material.classes), self.material.shape
+        if ":" in model.name:
+            network = user_model(model.name, num_classes, shape[0])
+        else:
+            network = build(model.name, model.width, num_classes, shape)
+        if model.weights is not None:
+            load_weights(network, model.weights)
+        return add_dropout(network, model.dropout).to(self.process.device)
+
+    def origin(self, model: ModelSettings) -> dict[str, str]:
+        """Hashes of what a network comes from besides its settings: a file of weights, a module of the user's own."""
+        found = {} if model.weights is None else {"weights": file_hash(model.weights)}
+        if ":" in model.name and (source := inspect.getsourcefile(importlib.import_module(model.name.partition(":")[0]))):
+            found["source"] = file_hash(source)
+        return found
+
+    def check(self, model: nn.Module, role: str) -> None:
+        """Hold a network to the data's classes before anything is trained."""
+        with self.process.permit():
+            check_classes(model, len(self.material.classes), self.example(), role)
 
     def network_stage(
         self,
@@ -73,15 +89,18 @@ class Work:
         parents: list[str],
         make: Callable[[int], nn.Module],
         rebuild: Callable[[dict[str, Tensor]], nn.Module],
+        *,
+        kind: str | None = None,
     ) -> Network:
         """Run a stage that makes a network, or take what it made before.
 
         Args:
+            kind: what the stage is stored as, when that is not its name: a teacher is a network like any other.
             settings: everything in the recipe that the stage looks at.
             make: seed to network; runs on every rank.
             rebuild: weights to network. Used after computing as well, so that hit and miss give the same object.
         """
-        key = self.key(name, settings, parents)
+        key = self.key(kind or name, settings, parents)
         started, clock, first = time.time(), time.perf_counter(), len(self.curve)
 
         def fill(folder: Path) -> None:
@@ -96,7 +115,8 @@ class Work:
         folder, cached = self.workshop.store.obtain(key, self.process, fill)
         model = rebuild(load_file(folder / "model.safetensors", device=str(self.process.device)))
         if cached:
-            self.curve += json.loads((folder / "meta.json").read_text())["curve"]
+            curve = json.loads((folder / "meta.json").read_text())["curve"]
+            self.curve += [{**point, "stage": name} for point in curve]
         self.stages.append(StageRecord(name, key, time.perf_counter() - clock, cached, started))
         return Network(model, key)
 
@@ -111,58 +131,6 @@ class Work:
             "device": self.process.device.type,
         }
         return stage_key(name, settings, parents, surroundings)
-
-    def train(
-        self,
-        name: str,
-        model: nn.Module,
-        settings: TrainingSettings,
-        teacher: nn.Module | None,
-        *,
-        epochs: int,
-        rate: float,
-    ) -> None:
-        """Train `model` in place with the recipe's loss, and note its curve."""
-        batch_size = min(settings.batch_size, len(self.material.train) // self.process.world_size * self.process.world_size)
-        how = Fit(
-            epochs,
-            rate,
-            settings.optimizer,
-            settings.momentum,
-            settings.weight_decay,
-            settings.schedule,
-            settings.warmup_fraction,
-            settings.gradient_clip,
-            settings.precision,
-            settings.channels_last,
-        )
-        distillation = self.recipe.distillation
-        loss = make_loss(teacher, distillation.weight, distillation.temperature, settings.label_smoothing)
-
-        def batches(epoch: int) -> Any:
-            seed = derived_seed(self.order.sweep_seed, epoch)
-            process = self.process
-            return self.material.train.epoch(batch_size, seed, process.rank, process.world_size, settings.augmentation)
-
-        def on_epoch(epoch: int, mean_loss: float) -> None:
-            score = self.val_accuracy(model, settings.precision)
-            point = {"stage": name, "epoch": epoch, "loss": mean_loss, "val_accuracy": score}
-            self.curve.append(point)
-            self.host.progress({**point, "epochs": epochs})
-
-        steps = len(self.material.train) // batch_size
-
-        def on_step(step: int) -> None:
-            if step % _STEPS_PER_REPORT == 0:
-                epoch, place = divmod(step, steps)
-                self.host.progress({"stage": name, "epoch": epoch, "epochs": epochs, "step": place, "steps": steps})
-
-        fit(model, batches, steps, loss, how, self.process, on_epoch, on_step)
-
-    def val_accuracy(self, model: nn.Module, precision: str) -> float:
-        """Accuracy of a training graph on the validation split."""
-        shares = self.material.val.ordered(_EVAL_BATCH, self.process.rank, self.process.world_size)
-        return accuracy(model, shares, precision, self.process)
 
     def example(self) -> Tensor:
         """One image of zeros, to trace networks with."""

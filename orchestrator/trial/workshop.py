@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from orchestrator.data.batches import DeviceData, Normalizer
@@ -48,6 +50,7 @@ class Workshop:
         self.store, self.process = store, process
         self._material: tuple[object, Material] | None = None
         self.teacher: Teacher | None = None
+        self.dense: tuple[str, npt.NDArray[np.float32]] | None = None  # a student's key, its logits on the validation split
 
     def material(self, data: DataSettings, channels_last: bool) -> Material:
         """The training and validation split; decoded by the first process that asks, mapped by every other."""

@@ -99,7 +99,7 @@ def test_nothing_gets_hold_of_what_is_not_installed(bare):
 
 def test_every_stage_ran_on_the_bare_box(bare):
     stages = [stage["name"] for stage in bare["result"]["stages"]]
-    assert stages == ["teacher", "student", "pruned", "quantized", "export", "measure"]
+    assert stages == ["preflight", "teacher", "student", "pruned", "quantized", "export", "measure"]
 
 
 def test_the_bare_trial_measured_the_file_that_it_left(bare):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from orchestrator.compression.distillation import make_loss
 from orchestrator.compression.fake_quantize import (
     calibrate,
     input_quantizer,
@@ -23,6 +24,8 @@ from orchestrator.data.batches import DeviceData
 from orchestrator.errors import UnbuildableError
 from orchestrator.models.build import build
 from orchestrator.models.cifar_resnet import CifarResNet
+from orchestrator.training.loop import Fit, fit
+from orchestrator.training.process import Process
 
 Quantize = Callable[..., fx.GraphModule]
 
@@ -151,6 +154,60 @@ def test_the_first_and_the_last_layer_keep_eight_bits_when_asked(dense: nn.Modul
     assert inputs == [edge_input, *[5] * 8, edge_input]
 
 
+@pytest.mark.parametrize("first_last_8bit", [True, False])
+def test_bits_by_name_have_the_last_word_on_weights(dense: nn.Module, images: Tensor, first_last_8bit: bool) -> None:
+    names = [str(node.target) for node in layer_calls(insert_quantizers(dense, 8, 8, first_last_8bit))]
+    bits = {name: 2 + position % 7 for position, name in enumerate(names)}
+    graph = insert_quantizers(dense, bits, 5, first_last_8bit)
+    for name, wanted in bits.items():
+        quantizer = graph.get_submodule(f"{name}.parametrizations.weight.0")
+        assert quantizer.bits == wanted
+        weight = graph.get_submodule(name).weight.detach().flatten(1)
+        assert max(len(row.unique()) for row in weight) <= 2**wanted - 1
+    edges = [graph.get_submodule(str(node.args[0].target)).bits for node in layer_calls(graph)]
+    assert (edges[0], edges[1], edges[-1]) == ((8, 5, 8) if first_last_8bit else (5, 5, 5))
+    calibrate(graph, [images], "mse")
+    _, grids = split_off_grids(graph)
+    assert {name: grid.bits for name, grid in grids.weights.items()} == bits
+
+
+def test_a_layer_without_bits_is_named(dense: nn.Module) -> None:
+    with pytest.raises(UnbuildableError, match=r"there are none for .*blocks.0.conv1, .*fc"):
+        insert_quantizers(dense, {"conv": 8}, 8, first_last_8bit=True)
+
+
+@pytest.mark.parametrize("weight_bits", [2, 4, 8])
+def test_one_step_for_a_weight_becomes_a_step_for_each_channel_when_norms_are_folded(
+    dense: nn.Module, images: Tensor, train: Callable[..., nn.Module], weight_bits: int
+) -> None:
+    graph = insert_quantizers(dense, weight_bits, 8, first_last_8bit=False, granularity="tensor")
+    calibrate(graph, [images], "mse")
+    train(graph, 1, 0.005)
+    calibrate(graph, [images], "mse", carriers_only=True)
+    settle_biases(graph)
+    assert all(len(quantizer.relative_step) == 1 for quantizer in weight_quantizers(graph))
+    folded, grids = split_off_grids(graph)
+    for name, grid in grids.weights.items():
+        weight = folded.get_submodule(name).weight.detach().flatten(1)
+        assert grid.step.shape == (len(weight),)
+        assert len(grid.step.unique()) == (1 if name == "fc" else len(weight))
+        ratio = weight / grid.step[:, None]
+        assert (ratio - ratio.round()).abs().max().item() < 1e-2
+        assert ratio.round().abs().max().item() <= 2 ** (weight_bits - 1) - 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adafactor", "muon"])
+def test_no_optimizer_runs_away_with_the_steps_of_eight_bits(dense: nn.Module, digits: DeviceData, optimizer: str) -> None:
+    """A step of 0.001 that an optimizer moves by its rate of 0.002 would be gone at once."""
+    graph = insert_quantizers(dense, 8, 8, first_last_8bit=True)
+    calibrate(graph, [digits.normalizer(digits.images[:64])], "mse")
+    before = [quantizer.step() for quantizer in weight_quantizers(graph)]
+    how, batches = Fit(1, 0.002, optimizer=optimizer), lambda epoch: digits.epoch(32, epoch, 0, 1, "none")
+    fit(graph, batches, len(digits) // 32, make_loss(None, 0.0, 1.0, 0.0), how, Process(), lambda epoch, mean: None)
+    for quantizer, old in zip(weight_quantizers(graph), before, strict=True):
+        assert (quantizer.step() / old - 1).abs().max().item() < 0.2
+
+
 def test_the_original_is_not_touched(dense: nn.Module) -> None:
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     graph = insert_quantizers(dense, 2, 2, first_last_8bit=False)
@@ -195,7 +252,7 @@ def test_training_reaches_weights_steps_and_ranges(dense: nn.Module, images: Ten
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
-    assert all(quantizer.scale.grad.abs().max() > 0 for quantizer in weight_quantizers(graph))
+    assert all(quantizer.relative_step.grad.abs().max() > 0 for quantizer in weight_quantizers(graph))
 
 
 def test_a_network_comes_back_from_its_weights_with_its_ranges(quantized: Quantize, dense: nn.Module, images: Tensor) -> None:

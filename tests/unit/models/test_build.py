@@ -7,6 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
+from torchvision.models.vgg import make_layers
+from torchvision.models.vision_transformer import VisionTransformer
 
 from orchestrator.compression.channels import prune_channels
 from orchestrator.errors import UnbuildableError
@@ -69,12 +73,58 @@ def test_reshape_to_brings_back_a_network_of_the_same_widths() -> None:
     assert torch.equal(logits(again, images), logits(model, images))
 
 
+def narrow_vgg() -> nn.Module:
+    features = make_layers([8, "M", 16, "M", 32, 32, "M", 64, 64, "M", 64, 64, "M"], batch_norm=True)
+    classifier = nn.Linear(64 * 49, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(7), nn.Flatten(), *classifier)
+
+
+class Ancient(nn.Sequential):
+    """Layers that say their widths in other words: a transposed and a one-dimensional convolution, group norm, PReLU."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(3, 8, 2, 2),
+            nn.GroupNorm(2, 8),
+            nn.PReLU(8),
+            nn.Conv2d(8, 12, 1),
+            nn.InstanceNorm2d(12, affine=True),
+            nn.Conv2d(12, 16, 4, 4),
+            nn.Flatten(2),
+            nn.Conv1d(16, 12, 3),
+            nn.BatchNorm1d(12),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(12, 10),
+        )
+
+
 PRUNABLE: list[tuple[str, Callable[[], nn.Module], tuple[int, int, int]]] = [
     ("cifar_resnet8", lambda: build("cifar_resnet8", 16, 10, (1, 8, 8)), (1, 8, 8)),
     ("resnet18", lambda: build("resnet18", 16, 10, (3, 32, 32)), (3, 32, 32)),
     ("mobilenet_v2", lambda: build("mobilenet_v2", 16, 10, (3, 32, 32)), (3, 32, 32)),
     ("squeezenet1_1", lambda: build("squeezenet1_1", 16, 10, (3, 32, 32)), (3, 32, 32)),
+    ("mobilenet_v3_small", lambda: build("mobilenet_v3_small", 16, 10, (3, 32, 32)), (3, 32, 32)),
+    ("vgg11_bn", narrow_vgg, (3, 32, 32)),
+    ("densenet", lambda: DenseNet(8, (2, 2), 16, num_classes=10), (3, 32, 32)),
+    ("convnext", lambda: ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 2)], num_classes=10), (3, 32, 32)),
+    ("regnet", lambda: build("regnet_y_400mf", 16, 10, (3, 32, 32)), (3, 32, 32)),
+    ("ancient", Ancient, (3, 16, 16)),
 ]
+
+
+def test_a_pruned_vision_transformer_is_rebuilt_from_its_weights() -> None:
+    def make() -> nn.Module:
+        return VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10)
+
+    pruned = make()
+    nn.init.normal_(pruned.heads.head.weight)  # starts at 0, and would hide everything before it
+    prune_channels(pruned, torch.zeros(1, 3, 32, 32), 0.5, "l2", "uniform", 2)
+    state = {name: value.clone() for name, value in pruned.state_dict().items()}
+    rebuilt, images = reshape_to(make(), state), torch.randn(2, 3, 32, 32)
+    assert logits(pruned, images).std() > 0.1
+    assert torch.equal(logits(rebuilt, images), logits(pruned, images))
+    assert [(block.mlp[0].out_features, block.mlp[3].in_features) for block in rebuilt.encoder.layers] == [(32, 32)] * 2
 
 
 @pytest.mark.parametrize(("make", "shape"), [row[1:] for row in PRUNABLE], ids=[row[0] for row in PRUNABLE])

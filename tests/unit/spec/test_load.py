@@ -35,7 +35,7 @@ quantization.weight_bits:
   int: [2, 8]
   when: {quantization.method: ptq}
 """
-METRICS = "be one of accuracy, worst_class_accuracy, calibration_error, size_bytes"
+METRICS = "be one of accuracy, worst_class_accuracy, robust_accuracy, calibration_error, flip_rate"
 AS_BOOLEAN = "be true or false, or text in quotes"
 
 
@@ -1129,3 +1129,33 @@ def test_identity_does_not_see_how_the_files_are_written(folder):
     edit(folder / "space.yaml", "{float: [0.0, 0.5]}", "\n  float:\n  - 0.0\n  - 5.0e-1")
     edit(folder / "job.yaml", "    learning_rate: 0.1", "    momentum: 0.9  # the default\n    learning_rate: 1.0e-1")
     assert load_job(folder / "job.yaml").identity() == before
+
+
+# What is measured only when it is asked how, and weights to start from.
+
+
+def test_a_metric_that_needs_a_setting_says_which(folder):
+    edit(folder / "job.yaml", "metric: accuracy", "metric: robust_accuracy")
+    assert "set recipe.measurement.attack when robust_accuracy is asked for" in refused(folder).must
+
+
+def test_a_metric_whose_setting_is_given_may_be_an_objective(folder):
+    edit(folder / "job.yaml", "metric: accuracy", "metric: robust_accuracy")
+    job = load_job(folder / "job.yaml", ["recipe.measurement.attack={epsilon: 0.1}"])
+    assert job.objectives[0].maximized
+
+
+@pytest.mark.parametrize("path", ["recipe.model.weights", "recipe.teacher.model.weights"])
+def test_weights_are_found_beside_the_job_and_missing_ones_are_named(folder, path):
+    (folder / "w.safetensors").write_bytes(b"")
+    job = load_job(folder / "job.yaml", [f"{path}=w.safetensors"])
+    model = job.recipe.model if path == "recipe.model.weights" else job.recipe.teacher.model
+    assert model.weights == str((folder / "w.safetensors").resolve())
+    error = refused(folder, f"{path}=v.safetensors")
+    assert (error.where, error.path, error.given) == ("--set", path, "v.safetensors")
+
+
+def test_a_function_of_the_users_own_is_a_model(folder):
+    job = load_job(folder / "job.yaml", ["recipe.model.name=my_package.networks:small"])
+    assert job.recipe.model.name == "my_package.networks:small"
+    assert "package.module:function" in refused(folder, "recipe.model.name=my_package.networks").must
