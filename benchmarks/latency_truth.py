@@ -3,8 +3,8 @@
     uv run python benchmarks/latency_truth.py [--rounds 7]
 
 Networks as torchvision makes them, at 224 pixels, one image a call, one thread. Files are written by the product's exporter
-(8-bit codes calibrated on noise: what is timed does not depend on the values) and timed in turns. Then a second process trains as
-a gang does, and the same file is timed with and without it. Printed: medians with 95 % intervals. Run it on an idle machine.
+(8-bit codes calibrated on noise: what is timed does not depend on the values) and timed in turns. Then a second process trains
+as a gang does, and the same file is timed with and without it. Printed: medians with 95 % intervals. Run it on an idle machine.
 """
 
 from __future__ import annotations

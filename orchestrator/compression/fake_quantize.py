@@ -188,5 +188,18 @@ def input_quantizer_name(model: fx.GraphModule, layer: fx.Node) -> str:
     return str(node.target)
 
 
+def image_quantizers(model: nn.Module) -> list[nn.Module]:
+    """The quantizers that images pass before any layer; none in a network without quantizers."""
+    found: list[nn.Module] = []
+    nodes = [node for node in model.graph.nodes if node.op == "placeholder"] if isinstance(model, fx.GraphModule) else []
+    while nodes:
+        for user in nodes.pop().users:
+            module = model.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if isinstance(module, ActivationQuantizer):
+                found.append(module)
+                nodes.append(user)
+    return found
+
+
 def _quantizers(model: fx.GraphModule) -> list[ActivationQuantizer]:
     return [module for module in model.modules() if isinstance(module, ActivationQuantizer)]

@@ -9,7 +9,9 @@ from orchestrator.pareto.front import Front
 from orchestrator.results.trial_result import TrialResult
 
 _FRONT, _OTHER, _BASELINE = "#0072B2", "#B0B0B0", "#D55E00"  # Okabe and Ito's colours: told apart by every eye
-LOGARITHMIC = frozenset({"size_bytes", "latency_ms", "latency_ms_p95", "macs", "num_parameters"})
+LOGARITHMIC = frozenset(
+    {"size_bytes", "latency_ms", "latency_ms_p95", "latency_ms_low", "latency_ms_high", "macs", "num_parameters"}
+)
 _LAYOUT = {
     "template": "plotly_white",
     "margin": {"l": 60, "r": 20, "t": 40, "b": 50},

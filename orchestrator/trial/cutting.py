@@ -13,7 +13,7 @@ from orchestrator.trial.calibration import add_gradients, calibration_loss
 from orchestrator.trial.work import Work
 
 # At which fractions a layer is tried; what lies between is taken from straight lines.
-_TRIED = (0.1, 0.25, 0.5, 0.75)
+_TRIED = (0.1, 0.25, 0.5, 0.75, 0.95)
 
 
 def cut_in_steps(work: Work, model: nn.Module) -> Iterator[None]:

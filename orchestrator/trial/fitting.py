@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.compression.distillation import attention_transfer, make_loss
+from orchestrator.compression.fake_quantize import image_quantizers
 from orchestrator.spec.recipe import TrainingSettings
-from orchestrator.training.adversarial import make_perturbation
+from orchestrator.training.adversarial import make_perturbation, straight_through
 from orchestrator.training.loop import Batches, Fit, Perturb, accuracy, fit
 from orchestrator.trial.lessons import lessons
 from orchestrator.trial.order import derived_seed
@@ -147,13 +148,13 @@ def _attack(work: Work, settings: TrainingSettings, seed: int) -> Perturb | None
     """The recipe's adversary. Ranks draw from generators of their own, as they hold images of their own."""
     how, normalizer = work.recipe.adversarial, work.material.normalizer
     generator = torch.Generator().manual_seed(derived_seed(seed, "attack", work.process.rank))
-    return make_perturbation(
-        how.method,
-        how.epsilon,
-        how.steps,
-        how.step_size,
-        normalizer.scale,
-        normalizer.offset,
-        generator,
-        settings.precision,
-    )
+    constants = normalizer.scale, normalizer.offset
+    attack = make_perturbation(how.method, how.epsilon, how.steps, how.step_size, *constants, generator, settings.precision)
+    if attack is None or how.method == "free":  # whose gradient is the step's own, by which quantizers learn
+        return attack
+
+    def attack_through(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with straight_through(image_quantizers(model)):
+            return attack(model, images, labels)
+
+    return attack_through

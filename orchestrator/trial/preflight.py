@@ -13,6 +13,7 @@ from torch import nn
 from orchestrator.compression.channels import prune_channels
 from orchestrator.compression.fake_quantize import insert_quantizers
 from orchestrator.compression.folding import fold_norms
+from orchestrator.compression.weights import ends, prune_two_of_four
 from orchestrator.spec.recipe import PruningSettings
 from orchestrator.training.process import seeded
 from orchestrator.trial.work import Work
@@ -43,7 +44,10 @@ def preflight(work: Work) -> None:
 
 def _cut(model: nn.Module, work: Work, pruning: PruningSettings) -> None:
     """As the recipe will, but by magnitude: what is left to be seen is whether layers can bear it."""
-    if pruning.kind != "channels" or pruning.ratio == 0.0:
+    if pruning.ratio == 0.0:
         return
-    scope = "global" if pruning.scope == "global" else "uniform"
-    prune_channels(model, work.example(), pruning.ratio, "l2", scope, pruning.round_to)
+    if pruning.kind == "channels":
+        scope = "global" if pruning.scope == "global" else "uniform"
+        prune_channels(model, work.example(), pruning.ratio, "l2", scope, pruning.round_to)
+    elif pruning.kind == "2:4":
+        prune_two_of_four(model, ends(model))

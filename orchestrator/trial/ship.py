@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from orchestrator.compression.fake_quantize import image_quantizers
 from orchestrator.compression.folding import fold_norms
 from orchestrator.compression.grids import split_off_grids
 from orchestrator.compression.onnx_export import FromPixels, export_float, export_program, export_quantized
@@ -19,7 +20,7 @@ from orchestrator.measure.latency import call_latency_ms, pinned
 from orchestrator.measure.robustness import adversarial_images
 from orchestrator.measure.runtime import Runtime
 from orchestrator.measure.size import count_macs, count_parameters
-from orchestrator.training.adversarial import make_perturbation
+from orchestrator.training.adversarial import make_perturbation, straight_through
 from orchestrator.training.precision import drift
 from orchestrator.training.process import laid_out
 from orchestrator.trial.order import derived_seed
@@ -98,7 +99,8 @@ def _audit(work: Work, network: Network, dense: Network, runtime: Runtime, logit
         images, _ = next(work.material.val.ordered(settings.num_explained))
         with torch.no_grad():
             targets = dense.model.eval()(images).argmax(1)
-        told["explanation_similarity"] = explanation_similarity(dense.model, network.model, images, targets)
+        with straight_through(image_quantizers(network.model)):
+            told["explanation_similarity"] = explanation_similarity(dense.model, network.model, images, targets)
     if settings.attack is not None:
         told["robust_accuracy"] = _robust_accuracy(work, network, runtime)
     return told
@@ -113,7 +115,8 @@ def _robust_accuracy(work: Work, network: Network, runtime: Runtime) -> float:
     attack = make_perturbation("pgd", how.epsilon, how.steps, how.step_size, *constants, generator)
     assert attack is not None
     pixels, labels = val.images, val.labels
-    images = adversarial_images(network.model, attack, pixels, labels, how.epsilon, *constants, how.num_images)
+    with straight_through(image_quantizers(network.model)):
+        images = adversarial_images(network.model, attack, pixels, labels, how.epsilon, *constants, how.num_images)
     return classification(runtime.logits(images), labels[: len(images)].cpu().numpy())["accuracy"]
 
 
