@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,7 +37,7 @@ def correct_biases(model: fx.GraphModule, reference: nn.Module, batches: Iterabl
         _Correction(model.eval(), ends, _means(reference, images, ends)).run(images)
 
 
-def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_norms(model: nn.Module, batches: Iterable[Tensor], reference: nn.Module | None = None) -> None:
     """Give every batch norm the statistics of what it sees in this network, in place; leaves the network in evaluation.
 
     Each norm works with those of a batch while they are taken, as in training, and keeps their plain average over the batches
@@ -45,6 +46,9 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     Args:
         batches: images (B, ...), in batches of about equal size, of which all count the same. A last image on its own is
             put to the batch before it.
+        reference: the float network that `model` was made from, or None. Without it, the images have to be as they were in
+            training, augmentation included, or the norms are set to another kind of images. With it, images of any kind do: its
+            statistics are taken as well, and the norms are moved by what quantization changed.
 
     Raises:
         UnbuildableError: fewer than two images, which have no variance; nothing is changed.
@@ -54,19 +58,46 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
         together[-2:] = [torch.cat(together[-2:])]
     if sum(map(len, together)) < 2:
         raise UnbuildableError("norms need two images or more to be estimated from; raise num_calibration")
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    norms, seen = _norms(model), _statistics(model.eval(), together)
+    before = {} if reference is None else _statistics(copy.deepcopy(reference).eval(), together)
+    for name, (mean, variance) in seen.items():
+        norm = norms[name]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if reference is not None:
+            mean = norm.running_mean + mean - before[name][0]
+            growth = (variance + norm.eps) / (before[name][1] + norm.eps)
+            variance = ((norm.running_var + norm.eps) * growth - norm.eps).clamp_min(0.0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms that keep statistics, by name."""
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, _BatchNorm) and module.running_mean is not None}
+
+
+def _statistics(model: nn.Module, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance (C,) of what each norm sees while it works with a batch's own, averaged over batches."""
+    norms = _norms(model)
+    kept = {name: (norm.momentum, copy.deepcopy(norm.state_dict())) for name, norm in norms.items()}
+    for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a plain average
         norm.train()
     with torch.no_grad():
-        for images in together:
+        for images in batches:
             model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    seen = {}
+    for name, norm in norms.items():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        seen[name] = norm.running_mean.clone(), norm.running_var.clone()
+        norm.momentum = kept[name][0]
+        norm.load_state_dict(kept[name][1])
         norm.eval()
+    return seen
 
 
 def _ends(model: fx.GraphModule) -> set[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from orchestrator.compression.correction import correct_biases, reestimate_norms
 from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, settle_biases, weight_quantizer
@@ -211,7 +212,43 @@ def test_norms_get_the_statistics_of_the_quantized_network(sizes: list[int]) -> 
         assert not norm.training
         assert norm.momentum == 0.5
     changed = {name for name, value in graph.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {f"{name}.{what}" for name in wanted for what in ("running_mean", "running_var", "num_batches_tracked")}
+    assert changed == {f"{name}.{what}" for name in wanted for what in ("running_mean", "running_var")}
+
+
+def test_beside_the_float_network_norms_move_by_what_quantization_changed() -> None:
+    model = mixed()
+    graph, floats = quantized(model), insert_quantizers(model, 8, 8, first_last_8bit=False)
+    before = copy.deepcopy(graph.state_dict())
+    other = 2 * images() - 1  # of another kind than those that the norms have learnt
+    for name in ("first", "second"):  # rounding that changes nothing: the float network, with quantizers that pass
+        parametrize.remove_parametrizations(floats.get_submodule(name), "weight", leave_parametrized=False)
+    with torch.no_grad():
+        ours, theirs = by_hand(graph.eval(), [other]), by_hand(floats, [other])
+    reestimate_norms(graph, [other], model)
+    for name, (mean, variance) in ours.items():
+        norm = graph.get_submodule(name)
+        moved = before[f"{name}.running_mean"] + mean - theirs[name][0]
+        grown = (before[f"{name}.running_var"] + norm.eps) * (variance + norm.eps) / (theirs[name][1] + norm.eps) - norm.eps
+        torch.testing.assert_close(norm.running_mean, moved, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, grown, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_was_rounded_norms_stay_whatever_the_images() -> None:
+    model = mixed()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    reestimate_norms(model, (3 * images()).split(16), copy.deepcopy(model).train())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_a_channel_of_nothing_keeps_its_variance() -> None:
+    model = mixed()
+    model.first.weight.data[2] = 0
+    model.norm.running_var[2] = 0
+    graph = quantized(model)
+    reestimate_norms(graph, [images()], model)
+    assert graph.get_submodule("norm").running_var[2].item() == pytest.approx(0, abs=1e-6)
+    assert all(value.isfinite().all() for value in graph.state_dict().values())
 
 
 def test_a_last_image_on_its_own_joins_the_batch_before_it() -> None:
@@ -220,7 +257,6 @@ def test_a_last_image_on_its_own_joins_the_batch_before_it() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)).eval()
     given = images(9)
     reestimate_norms(model, given.split(4))
-    assert model[1].num_batches_tracked.item() == 2
     flat = [F.conv2d(part, model[0].weight, model[0].bias).flatten(1).detach() for part in (given[:4], given[4:])]
     torch.testing.assert_close(model[1].running_mean, torch.stack([part.mean(0) for part in flat]).mean(0))
     torch.testing.assert_close(model[1].running_var, torch.stack([part.var(0) for part in flat]).mean(0))
