@@ -156,16 +156,11 @@ def main() -> None:
     if args.only:
         chosen = {name: recipe for name, recipe in chosen.items() if name in {"dense", *args.only.split(",")}}
     store = str(Path(args.store).resolve())
-    outcomes = []
-    with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=None) as pool:
-        for names in ({"dense"}, set(chosen) - {"dense"}):  # the others are cut from it
-            jobs = [
-                (name, seed, recipe, store, args.device)
-                for seed in range(args.seeds)
-                for name, recipe in chosen.items()
-                if name in names
-            ]
-            outcomes += pool.map(run, jobs, chunksize=1)
+    ordered = sorted(chosen, key=lambda name: name != "dense")  # the others are cut from it
+    jobs = [("dense", seed, chosen["dense"], store, args.device) for seed in range(args.seeds)]
+    jobs += [(name, seed, chosen[name], store, args.device) for seed in range(args.seeds) for name in ordered[1:]]
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+        outcomes = pool.map(run, jobs, chunksize=1)
     lines = table(outcomes, args.seeds)
     path = Path("docs/benchmarks/compression_quality.json")
     path.parent.mkdir(parents=True, exist_ok=True)
