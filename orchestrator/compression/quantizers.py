@@ -1,4 +1,4 @@
-"""Quantizers that learn their step size, and the ranges that they start from.
+"""Quantizers that learn their step size.
 
 Esser et al. 2020, "Learned Step Size Quantization", section 2, with the zero point of Bhalgat et al. 2020 ("LSQ+") for tensors
 that take both signs.
@@ -6,18 +6,14 @@ that take both signs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import DivergedError
+from orchestrator.compression.ranges import LEAST_STEP, Sample, activation_range, weight_scales
 
-_LEAST_STEP = 1e-12
 _LEAST_RELATIVE = 1e-6
-_COARSE = 20
-_SAMPLE, _MOST = 1 << 15, 1 << 20
 
 
 class _Rounded(torch.autograd.Function):
@@ -46,14 +42,13 @@ class _Rounded(torch.autograd.Function):
             codes.clamp_(lowest, highest)
         else:
             codes.add_(whole).clamp_(lowest, highest).sub_(whole)
-        rounded = codes.mul_(step)
-        ctx.save_for_backward(values, rounded, step, whole)
+        ctx.save_for_backward(values, codes, step, whole)
         ctx.lowest, ctx.highest, ctx.factor = lowest, highest, factor
-        return rounded
+        return codes * step  # a tensor of its own: what follows may write into it (a dropout in place, say)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, rounded, step, whole = ctx.saved_tensors
+        values, codes, step, whole = ctx.saved_tensors
         place = _in_steps(values, step)
         if whole is not None:
             place += whole
@@ -61,8 +56,8 @@ class _Rounded(torch.autograd.Function):
         if whole is not None:
             place -= whole
         # Inside, (code - v / step) * gradient; beyond, code * gradient. In place: a fresh tensor costs more than arithmetic.
-        of_step = place.mul_(passed).mul_(-step).addcmul_(gradient, rounded)
-        to_step = of_step.sum_to_size(step.shape) / step * ctx.factor
+        less = place.mul_(passed).addcmul_(gradient, codes, value=-1)
+        to_step = less.sum_to_size(step.shape) * -ctx.factor
         to_zero = None
         if ctx.needs_input_grad[2]:
             # Moves the offset, -zero * step, as LSQ+ does: the gradient of zero itself would be step^2 times that.
@@ -149,7 +144,7 @@ class ActivationQuantizer(nn.Module):
         self.relative_step = nn.Parameter(torch.ones(1), requires_grad=not carrier)
         self.zero_point = nn.Parameter(torch.zeros(1), requires_grad=not carrier)
         self.watching = True
-        self._seen = _Seen()
+        self._seen = Sample()
 
     @property
     def scale(self) -> Tensor:
@@ -166,7 +161,7 @@ class ActivationQuantizer(nn.Module):
 
     def watch(self) -> None:
         """Let everything pass, and look at it, until `calibrate`."""
-        self.watching, self._seen = True, _Seen()
+        self.watching, self._seen = True, Sample()
 
     def calibrate(self, method: str) -> None:
         """Set step size and zero point from what was seen; of nothing but zeros, to codes that cover [0, 1].
@@ -175,8 +170,8 @@ class ActivationQuantizer(nn.Module):
             DivergedError: what was seen is not finite.
         """
         low, high = activation_range(self._seen.values(), self.limit, method)
-        self._seen = _Seen()
-        scale = max((high - low) / self.limit, _LEAST_STEP) if high > low else 1 / self.limit
+        self._seen = Sample()
+        scale = max((high - low) / self.limit, LEAST_STEP) if high > low else 1 / self.limit
         self.unit.fill_(scale)
         self.relative_step.data.fill_(1.0)
         self.zero_point.data.fill_(round(-low / scale))
@@ -196,112 +191,3 @@ def _rounded(values: Tensor, step: Tensor, zero: Tensor | None, lowest: int, hig
 def _step(relative: Tensor, unit: Tensor) -> Tensor:
     step: Tensor = _Step.apply(relative, unit)  # type: ignore[no-untyped-call]
     return step
-
-
-class _Seen:
-    """An even sample of what passed, and all of its extremes.
-
-    At random places: at regular ones it would be one column of every image wherever their width divides the distance.
-    """
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-        self._extremes: list[Tensor] = []
-        self._share = 1
-        self._random = torch.Generator().manual_seed(0)
-
-    def add(self, x: Tensor) -> None:
-        flat = x.flatten().float()
-        self._extremes.append(torch.stack(flat.aminmax()))
-        self._parts.append(self._some(flat, max(1, min(len(flat), _SAMPLE) // self._share)))
-        if sum(map(len, self._parts)) > _MOST:
-            everything = torch.cat(self._parts)
-            self._parts = [self._some(everything, len(everything) // 2)]
-            self._share *= 2
-
-    def _some(self, flat: Tensor, count: int) -> Tensor:
-        if count >= len(flat):
-            return flat.clone()
-        return flat[torch.randint(len(flat), (count,), generator=self._random).to(flat.device)]
-
-    def values(self) -> Tensor:
-        """1-D float32."""
-        assert self._parts, "calibrate follows images"
-        return torch.cat([*self._parts, *self._extremes])
-
-
-def weight_scales(rows: Tensor, limit: int) -> Tensor:
-    """Step size (R,) of each row of weights (R, N) with the least squared error, over a grid of clipping ranges.
-
-    The paper starts from 2 mean|w| / sqrt(limit), which loses more at any number of bits. A row of zeros gets the mean step of
-    the others, so that it can learn.
-    """
-    flat = rows.float()
-    peak = flat.abs().amax(1)
-    some = peak.clamp_min(_LEAST_STEP)
-
-    def error(fraction: Tensor) -> Tensor:
-        scale = (some * fraction / limit)[:, None]
-        return ((flat / scale).round_().clamp_(-limit, limit).mul_(scale) - flat).square_().sum(1)
-
-    scales, zeros = (some * _least(error, some) / limit).clamp_min(_LEAST_STEP), peak == 0
-    if not zeros.any():
-        return scales
-    return torch.where(zeros, torch.full_like(scales, 1 / limit) if zeros.all() else scales[~zeros].mean(), scales)
-
-
-def activation_range(values: Tensor, limit: int, method: str) -> tuple[float, float]:
-    """The range (low <= 0 <= high) that the codes cover.
-
-    Args:
-        values: what passed, 1-D.
-        limit: the largest code.
-        method: "minmax", "percentile" (0.1 and 99.9; "minmax" where nothing lies between them) or "mse" (least squared error
-            over a grid).
-
-    Raises:
-        DivergedError: a value is not finite.
-    """
-    ends = torch.stack(values.aminmax())
-    if not bool(ends.isfinite().all()):
-        raise DivergedError("calibration needs finite activations; the network gives others: lower the learning rate")
-    low, high = min(float(ends[0]), 0.0), max(float(ends[1]), 0.0)
-    match method:
-        case "minmax":
-            return low, high
-        case "percentile":
-            inner = torch.quantile(values[: 1 << 24].float(), torch.tensor([0.001, 0.999], device=values.device))
-            inner_low, inner_high = min(float(inner[0]), 0.0), max(float(inner[1]), 0.0)
-            return (inner_low, inner_high) if inner_high > inner_low else (low, high)
-        case "mse":
-            fraction = _least_error_fraction(values, low, high, limit)
-            return low * fraction, high * fraction
-    raise ValueError(f"calibration must be minmax, percentile or mse; given {method!r}")
-
-
-def _least_error_fraction(values: Tensor, low: float, high: float, limit: int) -> float:
-    """By how much to shrink a range so that rounding and clipping together lose least."""
-    if (high - low) / limit < _LEAST_STEP:
-        return 1.0
-    zero = round(-low * limit / (high - low))
-
-    def error(fraction: Tensor) -> Tensor:
-        scale = fraction * ((high - low) / limit)
-        rounded = (values / scale).round_().add_(zero).clamp_(0, limit).sub_(zero).mul_(scale)
-        return rounded.sub_(values).square_().mean().reshape(1)
-
-    return float(_least(error, values[:1]))
-
-
-def _least(error: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    """The fraction in (0, 1] with the least error, for each entry of `like`: on a coarse grid, then on a fine one around it."""
-    best = torch.ones_like(like)
-    best_error = error(best)
-    for distance, places in ((1 / _COARSE, range(1 - _COARSE, 0)), (2 / _COARSE**2, range(1 - _COARSE // 2, _COARSE // 2))):
-        centre = best
-        for place in places:
-            fraction = (centre + place * distance).clamp(1 / _COARSE**2, 1.0)
-            loss = error(fraction)
-            better = loss < best_error
-            best, best_error = torch.where(better, fraction, best), torch.where(better, loss, best_error)
-    return best

@@ -121,7 +121,7 @@ def quantize(work: Work, network: Network, teacher: Network | None) -> Network:
             _train_quantized(work, model, teacher, seed)
         with work.process.permit():
             if quantization.method == "ptq" and quantization.norm_reestimation:
-                reestimate_norms(model, images)
+                reestimate_norms(model, images, network.model)
             if quantization.method == "ptq" and quantization.bias_correction:
                 correct_biases(model, network.model, images)
             calibrate(model, images, quantization.calibration, carriers_only=True)

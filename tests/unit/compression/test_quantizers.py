@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from orchestrator.compression.quantizers import ActivationQuantizer, WeightQuantizer, activation_range, weight_scales
+from orchestrator.compression.quantizers import ActivationQuantizer, WeightQuantizer
+from orchestrator.compression.ranges import activation_range, weight_scales
 from orchestrator.errors import DivergedError
 from orchestrator.training.optimizers import split_parameters
 
@@ -123,6 +124,19 @@ def test_half_a_step_beyond_the_range_is_beyond_it() -> None:
     assert x.grad.tolist() == [[1, 1, 0, 0]]
     learnt = quantizer.relative_step.grad.item() * math.sqrt(4 * 3)
     assert learnt == pytest.approx((1 - 1.3) + (3 - 2.9) + 3 + 3, rel=1e-5)
+
+
+def test_what_follows_may_write_into_the_outcome() -> None:
+    """As a dropout in place does, before the classifier of some torchvision networks."""
+    quantizer, values = calibrated(torch.rand(4, 16), 4), torch.rand(4, 16)
+    gradients = []
+    for write in (lambda out: out * 0.5, lambda out: out.mul_(0.5)):
+        x = leaf(values)
+        quantizer.relative_step.grad = None
+        write(quantizer(x)).square().sum().backward()
+        gradients.append((x.grad, quantizer.relative_step.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
