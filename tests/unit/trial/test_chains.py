@@ -1,4 +1,4 @@
-"""Every chain of distillation, pruning and quantization, from data to file: what is saved comes back, and the file computes it."""
+"""Every chain of distillation, pruning and quantization to its file: what is saved comes back, and the file computes it."""
 
 from __future__ import annotations
 
