@@ -194,5 +194,7 @@ def unbuildable(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the network
     except _ERRORS as error:
-        raise UnbuildableError(f"{what}: {error}") from error
+        raise UnbuildableError(f"{what}: {type(error).__name__}: {error}") from error

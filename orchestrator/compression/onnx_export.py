@@ -101,34 +101,46 @@ def float_graph(model: nn.Module, example: Tensor) -> Any:
     """The network as an ONNX ModelProto.
 
     Tracing and translating takes seconds, and the trials of a sweep differ in widths and weights, seldom in wiring. So the
-    graph of a wiring is kept and its weights are replaced; the outcome is compared with the network, and translated anew if
-    it differs.
+    graph of a wiring is kept and its weights are replaced. The outcome is compared with the network, and translated anew if
+    it differs; nothing leaves here that does not compute what the network computes.
+
+    Raises:
+        UnbuildableError: the network cannot be exported, or only to something else.
     """
     model = model.eval().cpu().float()
     images = example.cpu().float().repeat(2, 1, 1, 1).contiguous()
     wiring = _wiring(model, tuple(images.shape))
-    proto = _rewired(_graphs[wiring], model) if wiring in _graphs else None
-    if proto is None or not _agrees(proto, model, images):
-        _graphs[wiring] = _translated(model, images)
-        proto = _rewired(_graphs[wiring], model)
+    for graph in (_graphs.get(wiring), None):
+        if graph is None:
+            graph = _translated(_with_noise(model), images)
+        proto = _rewired(graph, model)
+        if _agrees(proto, model, images):
+            _graphs[wiring] = graph
+            return proto
+    # The exporter computed with weights (transposed, scaled or gathered them), so a graph of noise holds what came of noise.
+    proto = _translated(model, images)
+    if not _agrees(proto, model, images):
+        raise UnbuildableError("the exported graph must compute what the network computes; on noise it does not")
     return proto
 
 
 _graphs: dict[str, Any] = {}
 
 
-def _translated(model: nn.Module, images: Tensor) -> Any:
-    """The network's graph as an ONNX ModelProto with weights of no meaning, by torch's exporter.
-
-    Noise, because the exporter looks at values: weights that happen to be equal (biases of zero) become one.
-    """
+def _with_noise(model: nn.Module) -> nn.Module:
+    """The network with weights of no meaning: the exporter makes one of weights that happen to be equal (biases of zero)."""
     noise, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for tensor in (*noise.parameters(), *noise.buffers()):
         if tensor.is_floating_point():
             tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
+    return noise
+
+
+def _translated(model: nn.Module, images: Tensor) -> Any:
+    """The network as an ONNX ModelProto, by torch's exporter."""
     with _quiet():
         program = torch.onnx.export(
-            noise,
+            model,
             (images,),
             dynamo=True,
             input_names=[INPUT],

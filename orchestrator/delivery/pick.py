@@ -75,7 +75,7 @@ def open_test_once(home: Home, sweep: Sweep, result: TrialResult) -> tuple[dict[
     decoded = Workshop(StageStore(home.stages), Process()).decoded(recipe.data, "test")
     examples = open_test_split(decoded / "images.arrow")
     runtime = Runtime(folder / "model.onnx", recipe.measurement.threads)
-    quality = classification(runtime.logits(examples.images.astype(np.float32)), examples.labels)
+    quality = classification(runtime.logits(examples.images), examples.labels)
     record = {
         **quality,
         "trial": result.id,

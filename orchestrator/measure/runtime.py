@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,16 @@ class Runtime:
         self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._input: str = self._session.get_inputs()[0].name
 
-    def logits(self, images: FloatImages) -> npt.NDArray[np.float32]:
-        """Logits (N, classes) of images (N, C, H, W), a batch at a time."""
-        parts = [self(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    def logits(
+        self,
+        images: npt.NDArray[Any],
+        permit: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> npt.NDArray[np.float32]:
+        """Logits (N, classes) of images (N, C, H, W), bytes or floats, a batch at a time, each inside `permit()`."""
+        parts = []
+        for start in range(0, len(images), _BATCH):
+            with permit():
+                parts.append(self(images[start : start + _BATCH].astype(np.float32)))
         return np.concatenate(parts)
 
     def __call__(self, images: FloatImages) -> npt.NDArray[np.float32]:

@@ -37,6 +37,8 @@ def build(name: str, width: int, num_classes: int, shape: tuple[int, int, int]) 
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *shape))
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the network
     except (RuntimeError, AssertionError) as error:  # the transformers check their input by torch._assert
         raise UnbuildableError(f"{name} does not take images of shape {shape}: {error}") from None
     return model.train()

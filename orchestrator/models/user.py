@@ -35,8 +35,11 @@ def user_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: str) -> nn.Module:
+def load_weights(model: nn.Module, path: str, *, classifier: bool = False) -> nn.Module:
     """Start a network from a safetensors file. Its classifier may be for other classes: then that alone stays as it was made.
+
+    Args:
+        classifier: it has to fit as well, as of a network that is used as it comes.
 
     Raises:
         UnbuildableError: the file cannot be read, or weights other than the classifier's are missing, left over or misshapen.
@@ -46,12 +49,12 @@ def load_weights(model: nn.Module, path: str) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise UnbuildableError(f"weights must be a safetensors file; {path}: {error}") from error
     own = model.state_dict()
-    classifier = classifier_name(model)
+    exempt = None if classifier else classifier_name(model)
     kept = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     wrong = sorted(
         key
         for key in set(own) | set(state)
-        if key not in kept and key.rpartition(".")[0] != classifier and not key.endswith("num_batches_tracked")
+        if key not in kept and key.rpartition(".")[0] != exempt and not key.endswith("num_batches_tracked")
     )
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""

@@ -30,20 +30,24 @@ def calibration_batches(work: Work) -> list[tuple[Tensor, Tensor]]:
 def calibration_loss(work: Work, model: nn.Module) -> float:
     """Mean loss on the labels, in evaluation mode."""
     model.eval()
-    with work.process.permit(), torch.no_grad():
-        losses = [label_loss(model(images), labels) * len(labels) for images, labels in calibration_batches(work)]
-    return float(torch.stack(losses).sum()) / sum(len(labels) for _, labels in calibration_batches(work))
+    total, count = 0.0, 0
+    for images, labels in calibration_batches(work):
+        with work.process.permit(), torch.no_grad():
+            total += float(label_loss(model(images), labels)) * len(labels)
+        count += len(labels)
+    return total / count
 
 
 def add_gradients(work: Work, model: nn.Module) -> None:
     """Leave the loss's gradient, summed over the images, on the parameters. Every rank takes all images."""
     model.eval()
-    with work.process.permit(), torch.enable_grad():
-        for images, labels in calibration_batches(work):
+    model.zero_grad(set_to_none=True)  # training leaves its last step's there
+    for images, labels in calibration_batches(work):
+        with work.process.permit(), torch.enable_grad():
             (label_loss(model(images), labels) * len(labels)).backward()  # type: ignore[no-untyped-call]
-        for parameter in model.parameters():
-            if parameter.grad is not None:  # equal already, but for the last bit on some devices
-                work.process.summed(parameter.grad)
+    for parameter in model.parameters():
+        if parameter.grad is not None:  # equal already, but for the last bit on some devices
+            work.process.summed(parameter.grad)
 
 
 def _rows(work: Work) -> npt.NDArray[np.int64]:

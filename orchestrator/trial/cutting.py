@@ -68,4 +68,5 @@ def _shares(work: Work, model: nn.Module, widths: dict[str, int]) -> dict[str, f
         pruning.criterion,
         pruning.round_to,
     )
-    return layer_ratios(losses, widths, pruning.ratio)
+    ratios: dict[str, float] = work.process.agreed(layer_ratios(losses, widths, pruning.ratio))
+    return ratios

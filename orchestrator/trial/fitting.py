@@ -57,7 +57,7 @@ def train(
     with _loss(work, model, settings, teacher) as loss:
         fit(
             model,
-            _batches(work, settings, batch_size, teacher, first_epoch),
+            batches(work, settings, batch_size, teacher, first_epoch),
             steps,
             loss,
             _how(settings, epochs, rate),
@@ -107,13 +107,13 @@ def _how(settings: TrainingSettings, epochs: int, rate: float) -> Fit:
     return Fit(epochs=epochs, learning_rate=rate, **fields)
 
 
-def _batches(work: Work, settings: TrainingSettings, batch_size: int, teacher: Network | None, first_epoch: int) -> Batches:
+def batches(work: Work, settings: TrainingSettings, batch_size: int, teacher: Network | None, first_epoch: int = 0) -> Batches:
     """This rank's batches of an epoch, with the teacher's logits where a loss reads them and they can be kept."""
     process, distillation = work.process, work.recipe.distillation
     fields = {"augmentation", "precision", "channels_last", "accumulation"}
     view_settings = {"batch_size": batch_size, **settings.model_dump(include=fields)}
 
-    def batches(epoch: int) -> Any:
+    def of_epoch(epoch: int) -> Any:
         seed = derived_seed(work.order.sweep_seed, first_epoch + epoch)
 
         def view() -> Any:
@@ -129,7 +129,7 @@ def _batches(work: Work, settings: TrainingSettings, batch_size: int, teacher: N
         how = settings.precision, settings.accumulation
         return lessons(work.workshop.store, key, process, teacher.model, view, *how, ask)
 
-    return batches
+    return of_epoch
 
 
 def _loss(

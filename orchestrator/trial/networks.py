@@ -37,7 +37,8 @@ def train_teacher(work: Work) -> Network | None:
         return Network(warm.model, key)
 
     def make(seed: int) -> nn.Module:
-        model, training = work.fresh(settings.model), settings.training
+        training = settings.training
+        model = work.fresh(settings.model, loaded=training.epochs == 0)
         train(work, "teacher", model, training, None, seed, epochs=training.epochs, rate=training.learning_rate)
         return model
 
@@ -75,6 +76,8 @@ def prune(work: Work, student: Network, teacher: Network | None) -> Network:
     if pruning.ratio == 0.0:
         return student
     settings = {"pruning": pruning.model_dump(), "training": _continued(work), **_lessons(work, teacher)}
+    if pruning.criterion == "taylor" or pruning.scope == "sensitivity":
+        settings["num_calibration"] = work.recipe.quantization.num_calibration
 
     def make(seed: int) -> nn.Module:
         model = reshape_to(work.fresh(work.recipe.model), student.model.state_dict())

@@ -8,6 +8,7 @@ rank 0 alone, while the others go back to wait for the next order. Whatever happ
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from pathlib import Path
@@ -86,6 +87,9 @@ def _ship(work: Work, network: Network, dense: Network) -> dict[str, Any]:
     started, clock = time.time(), time.perf_counter()
     work.host.progress_alone({"stage": "measure"})
     measurements = counts | measure(work, network, dense, attempt / "model.onnx")
+    for metric, value in measurements.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TrialError(f"{metric} must be finite; it was {value}")
     work.timed("measure", clock, started)
     for path in sorted(attempt.iterdir()):
         path.replace(folder / path.name)

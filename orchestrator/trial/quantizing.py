@@ -21,9 +21,16 @@ def layer_bits(work: Work, model: nn.Module) -> int | dict[str, int]:
     settings = work.recipe.quantization
     if settings.allocation == "uniform":
         return settings.weight_bits
-    with work.process.permit():
-        scores = bit_sensitivity(model, calibration_images(work), granularity=settings.granularity)
-    return allocate_bits(scores, weight_sizes(model), settings.weight_bits, settings.first_last_8bit)
+    scores: dict[str, dict[int, float]] = {}
+    for images in calibration_images(work):
+        with work.process.permit():
+            more = bit_sensitivity(model, [images], granularity=settings.granularity)
+        for name, by_bits in more.items():
+            known = scores.setdefault(name, dict.fromkeys(by_bits, 0.0))
+            scores[name] = {bits: known[bits] + len(images) * score for bits, score in by_bits.items()}
+    found = allocate_bits(scores, weight_sizes(model), settings.weight_bits, settings.first_last_8bit)
+    agreed: dict[str, int] = work.process.agreed(found)
+    return agreed
 
 
 def with_quantizers(model: nn.Module, settings: QuantizationSettings, bits: int | Mapping[str, int]) -> fx.GraphModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from orchestrator.trial.order import derived_seed
 from orchestrator.trial.work import Network, Work
 
 _EVAL_BATCH = 256
-_NUM_DRIFT = 1024  # images on which the arithmetic of training is held against fp32
+_ATTACK_BATCH = 64  # attacks hold the machine for many passes at a time
+_DRIFT_BATCHES = 4  # on which the arithmetic of training is held against fp32
 
 
 def export(work: Work, network: Network, folder: Path) -> dict[str, Any]:
@@ -65,12 +67,10 @@ def measure(work: Work, network: Network, dense: Network, path: Path) -> dict[st
     """
     settings = work.recipe.measurement
     val = work.material.splits.val
-    with work.process.permit():
-        runtime = Runtime(path, settings.threads)
-        images = val.images.astype(np.float32)
-        logits = runtime.logits(images)
-        judged = classification(logits, val.labels) | _audit(work, network, dense, runtime, logits)
-    one = np.ascontiguousarray(images[:1])
+    runtime = Runtime(path, settings.threads)
+    logits = runtime.logits(val.images, work.process.permit)
+    judged = classification(logits, val.labels) | _audit(work, network, dense, runtime, logits)
+    one = np.ascontiguousarray(val.images[:1], dtype=np.float32)
     with work.host.measuring(), pinned(settings.threads):
         latency = call_latency_ms(lambda: runtime(one), settings.rounds)
     return {
@@ -89,17 +89,18 @@ def measure(work: Work, network: Network, dense: Network, path: Path) -> dict[st
 def _audit(work: Work, network: Network, dense: Network, runtime: Runtime, logits: npt.NDArray[np.float32]) -> dict[str, float]:
     """What accuracy does not tell: the file against its graph, against the dense network, and against an adversary."""
     settings, precision = work.recipe.measurement, work.recipe.training.precision
-    few = list(work.material.val.ordered(_EVAL_BATCH))[: -(-_NUM_DRIFT // _EVAL_BATCH)]
+    dense_logits = _dense_logits(work, dense)
     told = {
         "agreement": agreement(logits, _logits(work, network.model)),
-        "flip_rate": flip_rate(logits, _dense_logits(work, dense)),
-        "precision_drift": drift(network.model, few, precision, work.process.device),
+        "flip_rate": flip_rate(logits, dense_logits),
     }
+    with work.process.permit():
+        few = itertools.islice(work.material.val.ordered(_EVAL_BATCH), _DRIFT_BATCHES)
+        told["precision_drift"] = drift(network.model, few, precision, work.process.device)
     if settings.num_explained:
         images, _ = next(work.material.val.ordered(settings.num_explained))
-        with torch.no_grad():
-            targets = dense.model.eval()(images).argmax(1)
-        with straight_through(image_quantizers(network.model)):
+        targets = torch.from_numpy(dense_logits[: len(images)].argmax(1)).to(images.device)
+        with work.process.permit(), straight_through(image_quantizers(network.model)):
             told["explanation_similarity"] = explanation_similarity(dense.model, network.model, images, targets)
     if settings.attack is not None:
         told["robust_accuracy"] = _robust_accuracy(work, network, runtime)
@@ -114,10 +115,17 @@ def _robust_accuracy(work: Work, network: Network, runtime: Runtime) -> float:
     constants = normalizer.scale, normalizer.offset
     attack = make_perturbation("pgd", how.epsilon, how.steps, how.step_size, *constants, generator)
     assert attack is not None
-    pixels, labels = val.images, val.labels
+
+    def permitted(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with work.process.permit():
+            return attack(model, images, labels)
+
     with straight_through(image_quantizers(network.model)):
-        images = adversarial_images(network.model, attack, pixels, labels, how.epsilon, *constants, how.num_images)
-    return classification(runtime.logits(images), labels[: len(images)].cpu().numpy())["accuracy"]
+        images = adversarial_images(
+            network.model, permitted, val.images, val.labels, how.epsilon, *constants, how.num_images, _ATTACK_BATCH
+        )
+    logits = runtime.logits(images, work.process.permit)
+    return classification(logits, val.labels[: len(images)].cpu().numpy())["accuracy"]
 
 
 def _dense_logits(work: Work, dense: Network) -> npt.NDArray[np.float32]:
@@ -130,8 +138,10 @@ def _dense_logits(work: Work, dense: Network) -> npt.NDArray[np.float32]:
 def _logits(work: Work, model: nn.Module) -> npt.NDArray[np.float32]:
     """Logits (N, classes) of a graph in float32 over the validation split."""
     model.to(work.process.device).eval()
-    with torch.inference_mode():
-        parts = [model(images).float().cpu() for images, _ in work.material.val.ordered(_EVAL_BATCH)]
+    parts = []
+    for images, _ in work.material.val.ordered(_EVAL_BATCH):
+        with work.process.permit(), torch.inference_mode():
+            parts.append(model(images).float().cpu())
     logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return logits
 

@@ -59,15 +59,19 @@ class Work:
     def process(self) -> Process:
         return self.host.process
 
-    def fresh(self, model: ModelSettings) -> nn.Module:
-        """A newly initialised network for this data, or one that starts from given weights, on this rank's device."""
+    def fresh(self, model: ModelSettings, *, loaded: bool = False) -> nn.Module:
+        """A newly initialised network for this data, or one that starts from given weights, on this rank's device.
+
+        Args:
+            loaded: the network will be used as it comes: its weights must fit, the classifier's too.
+        """
         num_classes, shape = len(self.material.classes), self.material.shape
         if ":" in model.name:
             network = user_model(model.name, num_classes, shape[0])
         else:
             network = build(model.name, model.width, num_classes, shape)
         if model.weights is not None:
-            load_weights(network, model.weights)
+            load_weights(network, model.weights, classifier=loaded)
         return add_dropout(network, model.dropout).to(self.process.device)
 
     def origin(self, model: ModelSettings) -> dict[str, str]:
@@ -123,7 +127,8 @@ class Work:
     def key(self, name: str, settings: dict[str, Any], parents: list[str]) -> str:
         """Where a stage's output is kept."""
         surroundings = {
-            "data": self.material.digest,
+            "data": [self.material.digest, self.material.shape, self.material.classes],
+            "channels_last": self.recipe.training.channels_last,
             "split": self.recipe.data.model_dump(include={"val_fraction", "split_seed", "max_train", "max_val"}),
             "sweep_seed": self.order.sweep_seed,
             "threads": self.order.threads,

@@ -202,6 +202,48 @@ def test_widths_written_into_the_graph_are_noticed(tmp_path: Path, fresh_graphs:
             np.testing.assert_allclose(served(tmp_path / "model.onnx", images), model(images).numpy(), atol=1e-5)
 
 
+class Folded(nn.Module):
+    """What the exporter computes from weights before it writes them: a transposed one, a scaled one, a gathered one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.gain = nn.Linear(8, 16), nn.Parameter(torch.rand(16, 1, 1, 1))
+        self.conv, self.table = nn.Conv2d(8, 16, 1), nn.Parameter(torch.rand(5, 16))
+        self.register_buffer("places", torch.tensor([4, 0, 2]))
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.tokens(x[:, 0]).mean(1)
+        scaled = torch.nn.functional.conv2d(x.transpose(1, 3), self.conv.weight * self.gain).mean((2, 3))
+        return self.fc(tokens + scaled + self.table[self.places].sum(0))
+
+
+def test_weights_that_the_exporter_computes_with_are_this_networks(tmp_path: Path, fresh_graphs: dict[str, Any]) -> None:
+    """Twice: a graph that was kept must not carry what came of another network's weights."""
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = Folded().eval()
+        with torch.no_grad():
+            wanted = model(images).numpy()
+        export_float(model, EXAMPLE, tmp_path / "model.onnx")
+        np.testing.assert_allclose(served(tmp_path / "model.onnx", images), wanted, atol=1e-4)
+    assert fresh_graphs == {}
+
+
+def test_a_block_of_convnext_is_exported_with_its_weights(tmp_path: Path, digits: DeviceData) -> None:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    torch.manual_seed(0)
+    model = ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=10).eval()
+    for parameter in model.parameters():
+        parameter.data = torch.rand_like(parameter) - 0.4
+    images = torch.rand(2, 3, 32, 32) * 255
+    export_float(fold_norms(model), torch.zeros(1, 3, 32, 32), tmp_path / "model.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(served(tmp_path / "model.onnx", images), model(images).numpy(), rtol=1e-3, atol=1e-3)
+
+
 # --- quantized ------------------------------------------------------------------------------------------------------------
 
 

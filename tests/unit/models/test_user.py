@@ -72,6 +72,13 @@ def test_weights_are_loaded_and_a_head_for_other_classes_is_left_out(tmp_path: P
     assert torch.equal(other.conv.weight, source.conv.weight)
 
 
+def test_a_network_that_is_used_as_it_comes_needs_its_classifier(tmp_path: Path) -> None:
+    save_file(CifarResNet(8, 4, 7, 1).state_dict(), tmp_path / "w.safetensors")
+    load_weights(CifarResNet(8, 4, 7, 1), str(tmp_path / "w.safetensors"), classifier=True)
+    with pytest.raises(UnbuildableError, match=r"these do not: fc\.bias, fc\.weight"):
+        load_weights(CifarResNet(8, 4, 10, 1), str(tmp_path / "w.safetensors"), classifier=True)
+
+
 def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     save_file(CifarResNet(8, 8, 10, 1).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(UnbuildableError, match=r"these do not: blocks\.0\.bn1\.bias, .* and \d+ more"):

@@ -105,7 +105,7 @@ def test_a_chain_ends_with_a_file_that_computes_its_graph(walks: Walks, chain: C
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.safetensors", "recipe.json"]
     stages = {"teacher": chain[0] != "plain", "student": True, "pruned": chain[1] != "whole", "quantized": chain[2] != "float"}
     assert [stage.name for stage in networks(result)] == [name for name, there in stages.items() if there]
-    assert result.measurements["agreement"] == 1.0
+    assert result.measurements["agreement"] >= 63 / 64  # one image may lie on the edge between two codes
     logits = Runtime(folder / "model.onnx", 1).logits(walks.bench.val_pixels())
     _, rebuilt = walks.bench.made[networks(result)[-1].key]
     assert len(set(logits.argmax(1))) >= 2, "a network that names one digit for all images agrees with many"

@@ -26,7 +26,8 @@ from orchestrator.spec.recipe import Recipe
 from orchestrator.training.loop import Fit, fit
 from orchestrator.training.precision import arithmetic
 from orchestrator.training.process import Process
-from orchestrator.trial import work as work_module
+from orchestrator.trial import fitting
+from orchestrator.trial.fitting import batches
 from orchestrator.trial.lessons import FILE, LessonsError, lessons, read_lessons, write_lessons
 from orchestrator.trial.networks import prune, train_student, train_teacher
 from orchestrator.trial.order import Order
@@ -105,10 +106,10 @@ def test_kept_logits_train_the_same_student_bit_for_bit(
     def in_step(seed: int) -> Iterator[tuple[Tensor, ...]]:
         return view(data, seed)()
 
-    for batches, how_taught in ((kept, loss), (in_step, teacher_inside(teacher, loss)), (kept, loss)):
+    for taught, how_taught in ((kept, loss), (in_step, teacher_inside(teacher, loss)), (kept, loss)):
         torch.manual_seed(1)
         student = CifarResNet(8, 4, 10, 1)
-        fit(student, batches, 4, how_taught, how, Process(), lambda epoch, mean: None)
+        fit(student, taught, 4, how_taught, how, Process(), lambda epoch, mean: None)
         students.append(student.state_dict())
     untrained = CifarResNet(8, 4, 10, 1).state_dict()
     for name, value in students[0].items():
@@ -299,7 +300,7 @@ def files(folder: Path) -> int:
 def first_view(trial: Work) -> Tensor:
     teacher = train_teacher(trial)
     assert teacher is not None
-    (_, _, logits), *_ = trial.batches(trial.recipe.training, 64, teacher)(0)
+    (_, _, logits), *_ = batches(trial, trial.recipe.training, 64, teacher)(0)
     return logits
 
 
@@ -315,7 +316,7 @@ def test_a_student_of_kept_logits_is_that_of_a_teacher_in_the_step(tmp_path: Pat
                 logits = teacher.eval()(images).float()
             yield images, labels, logits
 
-    monkeypatch.setattr(work_module, "lessons", in_step)
+    monkeypatch.setattr(fitting, "lessons", in_step)
     trial = work(tmp_path / "in_step")
     inside = train_student(trial, train_teacher(trial))
     assert files(tmp_path / "in_step") == 0
@@ -362,10 +363,10 @@ def test_what_decides_the_logits_decides_the_file(tmp_path: Path, changed: dict[
 def test_another_seed_or_batch_size_is_another_file(tmp_path: Path) -> None:
     trial = work(tmp_path)
     teacher = train_teacher(trial)
-    list(trial.batches(trial.recipe.training, 64, teacher)(0))
-    list(trial.batches(trial.recipe.training, 64, teacher)(1))
+    list(batches(trial, trial.recipe.training, 64, teacher)(0))
+    list(batches(trial, trial.recipe.training, 64, teacher)(1))
     assert files(tmp_path) == 2
-    list(trial.batches(trial.recipe.training, 32, teacher)(0))
+    list(batches(trial, trial.recipe.training, 32, teacher)(0))
     assert files(tmp_path) == 3
 
 
@@ -391,6 +392,6 @@ def test_a_teacher_of_other_classes_is_refused_before_training(tmp_path: Path, m
     trial = work(tmp_path)
     teacher = train_teacher(trial)
     assert teacher is not None
-    monkeypatch.setattr(work_module, "fit", lambda *given, **named: pytest.fail("trained"))
+    monkeypatch.setattr(fitting, "fit", lambda *given, **named: pytest.fail("trained"))
     with pytest.raises(UnbuildableError, match="the teacher must give logits of shape"):
         train_student(trial, replace(teacher, model=CifarResNet(8, 4, 7, 1)))
