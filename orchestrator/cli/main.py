@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -58,6 +60,7 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; errors of the product end as one message and an exit code."""
+    _see_working_folder()
     try:
         code = group(standalone_mode=False)
         sys.stdout.flush()
@@ -75,6 +78,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _see_working_folder() -> None:
+    """Let the user's own modules be found where the command runs, as `python -m` does. Ray hands the path to its workers."""
+    with contextlib.suppress(FileNotFoundError):  # the folder has been deleted
+        here = str(Path.cwd())
+        if here not in sys.path and not sys.flags.safe_path:
+            sys.path.insert(0, here)
 
 
 def _coloured() -> bool:

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from orchestrator.cluster.connection import NAMESPACE
+from orchestrator.errors import UnbuildableError
 from orchestrator.results.store import Sweep
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.search.sampler import Sampler, replay
+from orchestrator.spec.complaint import demand
 from orchestrator.spec.job import Job
-from orchestrator.spec.space import fill
+from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.space import Choice, with_value
 from orchestrator.trial.order import Order
 
 _FINISHED = "FINISHED"  # ray.tune.search.Searcher.FINISHED, held to it by a test
@@ -67,16 +72,20 @@ class Director:
 
     def next_config(self) -> dict[str, Any] | str | None:
         """Tune's next trial; nothing while every gang has one and one more waits."""
-        if self.stopping or self.remaining == 0:
-            return _FINISHED
-        if len(self._in_flight) > self.slots:
-            return None
-        proposal = self._again.pop(0) if self._again else self._propose()
-        self._in_flight.add(proposal.number)
-        for observer in self.observers:
-            observer.proposed(proposal)
-        self.submit(self._order(proposal))
-        return {"number": proposal.number, "desk": self.desk, "namespace": NAMESPACE}
+        while not self.stopping and self.remaining > 0:
+            if len(self._in_flight) > self.slots:
+                return None
+            proposal = self._again.pop(0) if self._again else self._propose()
+            for observer in self.observers:
+                observer.proposed(proposal)
+            _, wrong = _checked(proposal.recipe)
+            if wrong:
+                self._refuse(proposal, wrong)
+                continue
+            self._in_flight.add(proposal.number)
+            self.submit(self._order(proposal))
+            return {"number": proposal.number, "desk": self.desk, "namespace": NAMESPACE}
+        return _FINISHED
 
     def ended(self, number: int, outcome: dict[str, Any] | None) -> None:
         """Tell the sampler and the observers what the facts say."""
@@ -90,8 +99,19 @@ class Director:
             now = time.time()
             result = TrialResult(number, "FAILED", proposal.choice, failure=failure, seed=self.job.seed, started=now, ended=now)
             self.sweep.finish(result)
+        self._tell(result)
+
+    def _refuse(self, proposal: Proposal, wrong: str) -> None:
+        """End a proposal whose values fit their own limits and not each other, as one whose network cannot be built."""
+        failure = {"class": UnbuildableError.__name__, "message": wrong, "traceback": ""}
+        number, choice, now = proposal.number, proposal.choice, time.time()
+        result = TrialResult(number, "INFEASIBLE", choice, failure=failure, seed=self.job.seed, started=now, ended=now)
+        self.sweep.finish(result)
+        self._tell(result)
+
+    def _tell(self, result: TrialResult) -> None:
         self.sampler.tell(result)
-        self._told.append(number)
+        self._told.append(result.number)
         for observer in self.observers:
             observer.ended(result)
 
@@ -103,7 +123,7 @@ class Director:
             self.sampler.know(proposal)
         else:
             choice = self.sampler.ask(number)
-            recipe = fill(self.job.recipe, choice).model_dump(mode="json")
+            recipe, _ = _checked(_with_holes_filled(self.job.recipe, choice))
             proposal = Proposal(number, choice, recipe, told=self._told)
         self.sweep.propose(proposal)
         self._next, self._num_proposed, self._told = number + 1, self._num_proposed + 1, []
@@ -122,3 +142,20 @@ class Director:
             threads=resources.threads_per_worker,
             device="cuda" if resources.gpus_per_worker > 0 else "cpu",
         )
+
+
+def _with_holes_filled(recipe: Recipe, choice: Choice) -> dict[str, Any]:
+    tree = recipe.model_dump(mode="json")
+    for path, value in choice.items():
+        tree = with_value(tree, path, value)
+    return tree
+
+
+def _checked(tree: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """A recipe as plain data, and what is wrong with it ("" when nothing is; else the data comes back as they are)."""
+    try:
+        return Recipe.model_validate(tree).model_dump(mode="json"), ""
+    except ValidationError as error:
+        first = error.errors()[0]
+        must, given, _ = demand(first)
+        return tree, f"{'.'.join(map(str, first['loc']))}: must {must}; given {given}"

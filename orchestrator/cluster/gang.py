@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import re
 import threading
 import traceback
 import uuid
@@ -19,12 +20,14 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from orchestrator.cluster.ledger import CLOSED, Verdict
 from orchestrator.errors import TrialAbandoned, TrialStopped
 from orchestrator.measure.quiet import Quiet
 from orchestrator.results.store import Sweep
+from orchestrator.results.trial_result import TrialResult
 from orchestrator.training.process import Process
 from orchestrator.trial.host import gang_process, machine_quiet
 from orchestrator.trial.order import Order
@@ -34,6 +37,10 @@ from orchestrator.trial.workshop import Workshop
 
 _COLLECTIVE_TIMEOUT_S = 120
 _MAX_RESTARTS = 8
+
+# What gloo says, in a plain RuntimeError, when another rank is gone or does not come. Its other complaints (tensors of
+# different sizes) are faults of the program.
+_LOST = re.compile(r"/gloo/.*(connection (closed|reset|refused|aborted)|broken pipe|time(d )?out|socket closed)", re.I | re.S)
 
 
 class GangHost:
@@ -90,23 +97,50 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def _serve_one(order: Order, host: GangHost, workshop: Workshop) -> None:
-    """Run one trial; rank 0 writes the result before it tells the desk."""
+    """Run one trial; rank 0 writes the result before it tells the desk.
+
+    Whatever is raised here ends the process, and Ray Train starts the group again: the other ranks may be in the middle of a
+    collective. Unless its failure was told, the ledger then leases the order once more.
+    """
     host.number = order.number
     try:
         result = run_trial(order, host, workshop)
     except TrialAbandoned:
         outcome: dict[str, Any] = {"outcome": "abandoned"}
     except Exception as error:
-        # The other ranks are in the middle of a collective: leave the process, and let Ray Train start the group again.
-        told = {"class": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()[-4000:]}
-        ray.get(host.desk.finish.remote(host.gang, order.number, {"outcome": "failed", **told}))
+        if host.process.first and not lost_a_rank(error):
+            ray.get(host.desk.finish.remote(host.gang, order.number, _failed(error)))
+        elif not host.process.first:
+            # Rank 0 may be about to tell the same failure: this rank's end would end that one too.
+            ray.get(host.desk.outcome.remote(order.number))
         raise
     else:
-        if host.process.first:
-            Sweep(Path(order.folder).parents[1]).finish(result)
-        outcome = {"outcome": "written"}
+        outcome = _written(Sweep(Path(order.folder).parents[1]), result) if host.process.first else {}
     if host.process.first:
         ray.get(host.desk.finish.remote(host.gang, order.number, outcome))
+
+
+def lost_a_rank(error: BaseException | None) -> bool:
+    """Whether an error says that a collective lost another rank: of a trial it says nothing, so it can be run again."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _LOST.search(str(error))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _written(sweep: Sweep, result: TrialResult) -> dict[str, Any]:
+    """Write a result. Where that fails it would fail again (a number that JSON cannot hold): the trial has failed."""
+    try:
+        sweep.finish(result)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the gang can go on with the next trial
+        return _failed(error)
+    return {"outcome": "written"}
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    lines = "".join(traceback.format_exception(error))
+    return {"outcome": "failed", "class": type(error).__name__, "message": str(error), "traceback": lines[-4000:]}
 
 
 def _warm_up() -> None:

@@ -7,6 +7,7 @@ that the pixels are one contiguous block and a NumPy array over it costs nothing
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from orchestrator.data.sources import DataError, Image, Source, read_split
+from orchestrator.data.sources import DataError, Image, Source, class_names, read_split
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Examples:
 
 
 def decode_split(source: Source, split: str, path: Path) -> dict[str, Any]:
-    """Decode a split into `path`; returns shape, number of classes and a digest of the content.
+    """Decode a split into `path`; returns shape, classes and a digest of all that a network could learn from.
+
+    Classes without names in the dataset are named by their labels. Equal pixels of another shape, and equal labels that stand
+    for other classes, have another digest.
 
     Raises:
         DataError: no examples, images of different shapes, or negative labels.
@@ -39,7 +43,10 @@ def decode_split(source: Source, split: str, path: Path) -> dict[str, Any]:
     images, labels = _collected(read_split(source, split), split)
     width = int(np.prod(images.shape[1:]))
     flat = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(labels), [None, pa.py_buffer(images)])
-    digest = hashlib.sha256(images.data)
+    num_classes = int(labels.max()) + 1
+    classes = class_names(source) or [str(label) for label in range(num_classes)]
+    digest = hashlib.sha256(json.dumps([list(images.shape), classes]).encode())
+    digest.update(images.data)
     digest.update(labels.tobytes())
     schema = pa.schema(
         [("image", pa.binary(width)), ("label", pa.int64())],
@@ -49,7 +56,8 @@ def decode_split(source: Source, split: str, path: Path) -> dict[str, Any]:
         writer.write_batch(pa.record_batch([flat, pa.array(labels)], schema=schema))
     return {
         "num_examples": len(labels),
-        "num_classes": int(labels.max()) + 1,
+        "num_classes": num_classes,
+        "classes": classes,
         "shape": list(images.shape[1:]),
         "digest": digest.hexdigest(),
     }

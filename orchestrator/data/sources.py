@@ -43,7 +43,10 @@ class Source:
 
 
 def fingerprint(source: Source, split: str) -> dict[str, Any]:
-    """What identifies a split's content without decoding it: its settings, and names, sizes and times of its files."""
+    """What identifies a split's content without decoding it: its settings, and names, sizes and times of its files.
+
+    Of an imagefolder the class folders of train/ too: labels of every split are places among them, of empty ones as well.
+    """
     files: list[list[Any]] = []
     if source.path is not None:
         for path in sorted(_files(source, split)):
@@ -51,7 +54,8 @@ def fingerprint(source: Source, split: str) -> dict[str, Any]:
             files.append([str(path), stat.st_size, stat.st_mtime_ns])
     # Whether it may be downloaded is the one setting that changes no pixel and no label.
     settings = {key: value for key, value in asdict(source).items() if key != "download"}
-    return {"source": settings, "split": split, "files": files}
+    classes = class_names(source) if source.kind == "imagefolder" else None
+    return {"source": settings, "split": split, "files": files, "classes": classes}
 
 
 def class_names(source: Source) -> list[str] | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
 from pathlib import Path
 
 import torch
@@ -19,7 +23,7 @@ def user_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """What `package.module:function` returns, called with `num_classes` and `in_channels`, those of the two that it takes.
 
     Raises:
-        UnbuildableError: there is no such module or function, or it returns no network.
+        UnbuildableError: there is no such module or function, it returns no network, or it raises whatever it may.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -28,11 +32,45 @@ def user_model(name: str, num_classes: int, in_channels: int) -> nn.Module:
         offered = {"num_classes": num_classes, "in_channels": in_channels}
         every = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
         model = function(**{key: value for key, value in offered.items() if every or key in known})
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UnbuildableError(f"{name} must be a function that makes a network: {error}") from error
+    except Exception as error:  # the user's code may raise anything, and in all cases there is no network
+        raise UnbuildableError(f"{name} must be a function that makes a network: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UnbuildableError(f"{name} must return a torch.nn.Module; it returned {type(model).__name__}")
     return model
+
+
+@functools.cache
+def source_digest(name: str) -> str:
+    """SHA-256 of all Python files below the top-level package of `package.module:function`, or of its one file.
+
+    Kept for the life of the process, as the imported module is. A package's other files are not looked at.
+
+    Raises:
+        UnbuildableError: there is no such package.
+    """
+    module_name = name.partition(":")[0]
+    roots = _source_roots(module_name)
+    if not roots:
+        raise UnbuildableError(f"{name} must be a function in a package with Python files; there is no {module_name}")
+    digest = hashlib.sha256()
+    for root in roots:
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            place = path.relative_to(root).as_posix().encode()  # where the package lies does not matter
+            content = path.read_bytes()
+            digest.update(b"%d %d " % (len(place), len(content)) + place + content)
+    return digest.hexdigest()
+
+
+def _source_roots(module_name: str) -> list[Path]:
+    """The folders of a module's top-level package, or its one file; nothing is imported."""
+    try:
+        spec = importlib.util.find_spec(module_name.partition(".")[0])
+    except (ImportError, ValueError):
+        spec = None  # ValueError: a module that was not imported the usual way, as `__main__`
+    if spec is not None and spec.submodule_search_locations:
+        return [Path(place) for place in spec.submodule_search_locations]
+    found = spec.origin if spec is not None and spec.has_location else getattr(sys.modules.get(module_name), "__file__", None)
+    return [Path(found)] if found else []
 
 
 def load_weights(model: nn.Module, path: str, *, classifier: bool = False) -> nn.Module:

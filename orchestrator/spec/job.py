@@ -80,6 +80,14 @@ class Job(Strict):
         return self
 
     @model_validator(mode="after")
+    def _one_worker_on_a_part(self) -> Self:
+        # NCCL refuses a second rank of one group on the same GPU.
+        workers, gpus = self.resources.workers_per_gang, self.resources.gpus_per_worker
+        if workers > 1 and 0.0 < gpus < 1.0:
+            raise violation(f"have workers_per_gang ({workers}) 1, or gpus_per_worker ({gpus}) 0 or at least 1")
+        return self
+
+    @model_validator(mode="after")
     def _measures_what_is_asked(self) -> Self:
         recipe = self.recipe.model_dump()
         for metric in [*(objective.metric for objective in self.objectives), *self.constraints]:

@@ -147,6 +147,9 @@ class DistillationSettings(Strict):
 class PruningSettings(Strict):
     """`channels` along the dependency graph, or single `weights` (L1), or two of four (`2:4`); `ratio` is the fraction removed.
 
+    `2:4` always removes half: a ratio above 0 turns it on, and scope and criterion do not matter. `weights` takes the scope
+    `uniform`, and with any other the weakest of all layers go together.
+
     Args:
         criterion: how channels are scored: norm of their weights, BN scale (Liu et al. 2017), Taylor (Molchanov et al. 2019).
         scope: `uniform`: each layer loses the ratio; `global`: the weakest of all go; `sensitivity`: who bears it loses more.
@@ -162,12 +165,6 @@ class PruningSettings(Strict):
     round_to: Annotated[int, Field(ge=1, le=64)] = 4
     epochs: Annotated[int, Field(ge=0, le=10_000)] = 3
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 0.02
-
-    @model_validator(mode="after")
-    def _two_of_four(self) -> Self:
-        if self.kind == "2:4" and self.ratio not in (0.0, 0.5):
-            raise violation("have ratio 0 or 0.5 when kind is 2:4")
-        return self
 
 
 class QuantizationSettings(Strict):

@@ -64,6 +64,8 @@ def local_process(quiet: Quiet, device: str) -> Iterator[Process]:
     if world_size == 1:
         yield gang_process(0, 1, place, quiet)
         return
+    if device == "cuda":
+        torch.cuda.set_device(place)  # else all ranks of a machine would bring their collectives to the first GPU
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=120))
     try:
         yield gang_process(rank, world_size, place, quiet)

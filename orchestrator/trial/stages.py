@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.results.files import exclusive
 from orchestrator.training.process import Process
 
@@ -69,25 +71,33 @@ class StageStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def obtain(self, key: str, process: Process, make: Callable[[Path], None]) -> tuple[Path, bool]:
+    def obtain(self, key: str, process: Process, make: Callable[[Path], None], *, alone: bool = False) -> tuple[Path, bool]:
         """The folder of a key, made if need be; returns whether it was there already.
 
         Args:
             make: called on every rank of the one gang that computes, with a folder that rank 0 fills.
+            alone: it is called on rank 0 only, and may take longer than a collective waits. What it raises is raised on all
+                ranks; where it is no error of ours, the others raise an OrchestratorError with its text.
 
-        Every rank calls this at the same point. Rank 0 decides hit or miss. While another gang computes, rank 0 tells the
-        others so five times a second: no rank idles inside a collective.
+        Every rank calls this at the same point. Rank 0 decides hit or miss. While another gang computes, or rank 0 alone,
+        rank 0 tells the others so five times a second: no rank idles inside a collective.
         """
         folder = self.root / key
         while True:
             if process.first:
                 with exclusive(self.root / f"{key}.lock", wait=False) as mine:
-                    there = folder.exists()
-                    state = process.agreed("hit" if there else "mine" if mine else "busy")
+                    state = "hit" if folder.exists() else "mine" if mine else "busy"
+                    if state == "mine" and alone:
+                        _while_others_wait(process, lambda: self._fill(folder, make))
+                        state = "made"
+                    process.agreed(state)
                     if state == "mine":
-                        self._fill(folder, process, make)
+                        self._fill(folder, make)
+                        process.agreed("written")
             else:
                 state = process.agreed(None)
+                if isinstance(state, Exception):
+                    raise state
                 if state == "mine":
                     make(folder)
                     process.agreed(None)
@@ -95,7 +105,7 @@ class StageStore:
                 return folder, state == "hit"
             time.sleep(_TICK_S)
 
-    def _fill(self, folder: Path, process: Process, make: Callable[[Path], None]) -> None:
+    def _fill(self, folder: Path, make: Callable[[Path], None]) -> None:
         """Make into a folder beside the place, and move it there whole."""
         partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
         partial.mkdir(parents=True)
@@ -104,4 +114,32 @@ class StageStore:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        process.agreed("written")
+
+
+def _while_others_wait(process: Process, work: Callable[[], None]) -> None:
+    """Do rank 0's work on a thread, and tell the other ranks "busy" meanwhile, or the error that it ends in."""
+    if process.world_size == 1:
+        work()
+        return
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - raised below, on every rank
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_TICK_S)
+        if thread.is_alive():
+            process.agreed("busy")
+    if raised:
+        process.agreed(_portable(raised[0]))
+        raise raised[0]
+
+
+def _portable(error: Exception) -> OrchestratorError:
+    """The error, or its text in one of ours, which all survive the way to another process."""
+    return error if isinstance(error, OrchestratorError) else OrchestratorError(f"{type(error).__name__} on rank 0: {error}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import time
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.compression.distillation import check_classes
 from orchestrator.models.build import build
-from orchestrator.models.user import add_dropout, load_weights, user_model
+from orchestrator.models.user import add_dropout, load_weights, source_digest, user_model
 from orchestrator.results.files import as_json
 from orchestrator.results.trial_result import StageRecord
 from orchestrator.spec.recipe import ModelSettings, Recipe
@@ -77,8 +75,8 @@ class Work:
     def origin(self, model: ModelSettings) -> dict[str, str]:
         """Hashes of what a network comes from besides its settings: a file of weights, a module of the user's own."""
         found = {} if model.weights is None else {"weights": file_hash(model.weights)}
-        if ":" in model.name and (source := inspect.getsourcefile(importlib.import_module(model.name.partition(":")[0]))):
-            found["source"] = file_hash(source)
+        if ":" in model.name:
+            found["source"] = source_digest(model.name)
         return found
 
     def check(self, model: nn.Module, role: str) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from orchestrator.data.batches import DeviceData, Normalizer
 from orchestrator.data.decode import decode_split
-from orchestrator.data.sources import Source, class_names, fingerprint
+from orchestrator.data.sources import Source, fingerprint
 from orchestrator.data.splits import Splits, split_train
 from orchestrator.results.files import as_json
 from orchestrator.spec.recipe import DataSettings
@@ -65,13 +65,11 @@ class Workshop:
         key = stage_key(f"decode-{split}", fingerprint(source, split), [], {})
 
         def make(folder: Path) -> None:
-            if self.process.first:
-                with self.process.permit():
-                    meta = decode_split(source, split, folder / "images.arrow")
-                names = class_names(source) or [str(label) for label in range(meta["num_classes"])]
-                (folder / "meta.json").write_bytes(as_json({**meta, "classes": names}))
+            with self.process.permit():
+                meta = decode_split(source, split, folder / "images.arrow")
+            (folder / "meta.json").write_bytes(as_json(meta))
 
-        return self.store.obtain(key, self.process, make)[0]
+        return self.store.obtain(key, self.process, make, alone=True)[0]
 
     def _attached(self, data: DataSettings, channels_last: bool) -> Material:
         folder = self.decoded(data, "train")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import orchestrator
+from tests.conftest import REPOSITORY, orchestrator
 
 _IMPORTED = """
 import sys
@@ -19,6 +20,19 @@ try:
     main()
 except SystemExit:
     print([name for name in ("torch", "ray", "mlflow", "optuna", "plotly", "pandas") if name in sys.modules])
+"""
+
+_STARTED = """
+import sys
+from orchestrator.cli.main import main
+sys.argv = ["orchestrator", "--help"]
+for _ in range(2):
+    try:
+        main()
+    except SystemExit:
+        pass
+import beside_the_job
+print(sys.path.count(sys.path[0]), sys.path[0])
 """
 
 COMMANDS = ["check", "plan", "run", "trial", "front", "pick", "report", "ui"]
@@ -36,6 +50,20 @@ def test_help_imports_nothing_heavy() -> None:
     """Which is why it answers within a second."""
     told = subprocess.run([sys.executable, "-c", _IMPORTED], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[-1] == "[]"
+
+
+def test_modules_of_the_users_own_are_found_where_the_command_runs(tmp_path: Path) -> None:
+    """Also where an installed script starts it, whose own folder Python puts on the path instead."""
+    job, scripts = tmp_path / "job", tmp_path / "bin"
+    job.mkdir()
+    scripts.mkdir()
+    (job / "beside_the_job.py").write_text("print('found')\n")
+    (scripts / "orchestrator").write_text(_STARTED)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    told = subprocess.run(
+        [sys.executable, scripts / "orchestrator"], cwd=job, env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines()[-2:] == ["found", f"1 {job}"]
 
 
 def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:

@@ -240,6 +240,57 @@ def test_a_trial_that_was_given_up_makes_room_for_another(tmp_path):
     assert stage.start() == 2
 
 
+# Values that do not go together.
+
+SOURCES = {
+    "space": {"data.source": {"choice": ["digits", "torchvision"]}, "pruning.ratio": {"float": [0.0, 0.5]}},
+    "search": {"sampler": "random"},
+}
+NAMELESS = "data: must have a name when source is torchvision; given "
+
+
+def test_a_recipe_that_its_own_limits_forbid_ends_infeasible_and_the_search_goes_on(tmp_path):
+    stage = Stage(tmp_path, make_job(12, **SOURCES), slots=20)
+    started = [config["number"] for config in iter(stage.director.next_config, FINISHED)]
+    chosen = {proposal.number: proposal.choice["data.source"] for proposal in stage.sweep.proposals()}
+    refused = [number for number, source in chosen.items() if source == "torchvision"]
+    assert len(chosen) == 12
+    assert 2 <= len(refused) <= 10
+    assert started == [order.number for order in stage.orders] == [number for number in chosen if number not in refused]
+    for number in refused:
+        result, proposal = stage.sweep.result(number), stage.sweep.proposals()[number]
+        assert (result.state, result.choice, result.seed) == ("INFEASIBLE", proposal.choice, 5)
+        assert result.failure["class"] == "UnbuildableError"
+        assert result.failure["message"].startswith(NAMELESS)
+        assert proposal.recipe["data"] == {**stage.orders[0].recipe["data"], "source": "torchvision"}
+        assert proposal.recipe["pruning"]["ratio"] == proposal.choice["pruning.ratio"]
+        assert [event for event in stage.diary.told if event[1] == number] == [("proposed", number), ("INFEASIBLE", number)]
+    assert stage.states() == ["COMPLETE" if number in refused else "RUNNING" for number in chosen]
+    assert stage.director.remaining == 0
+    told = [number for proposal in stage.sweep.proposals() for number in proposal.told]
+    assert told == [number for number in refused if number < 11], "a later proposal names them, so a resumed search is the same"
+
+
+def test_a_sweep_with_such_a_recipe_resumes(tmp_path):
+    """Also where it was killed between the two facts."""
+    stage = Stage(tmp_path, make_job(12, **SOURCES), slots=20)
+    started = [config["number"] for config in iter(stage.director.next_config, FINISHED)]
+    refused = [result.number for result in stage.sweep.results()]
+    (stage.sweep.trial_folder(refused[0]) / "result.json").unlink()
+    again = Stage(tmp_path, make_job(12, **SOURCES), slots=20)
+    again.director.recall()
+    assert [config["number"] for config in iter(again.director.next_config, FINISHED)] == started
+    assert again.sweep.result(refused[0]).state == "INFEASIBLE"
+    assert [result.number for result in again.sweep.results()] == refused
+
+
+def test_two_of_four_goes_with_every_ratio(tmp_path):
+    space = {"pruning.kind": {"choice": ["channels", "2:4"]}, "pruning.ratio": {"float": [0.0, 0.9]}}
+    stage = Stage(tmp_path, make_job(8, space=space), slots=20)
+    assert [config["number"] for config in iter(stage.director.next_config, FINISHED)] == list(range(8))
+    assert {order.recipe["pruning"]["kind"] for order in stage.orders} == {"channels", "2:4"}
+
+
 # Coming back.
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.data import splits
 from orchestrator.data.decode import attach, decode_split
 from orchestrator.data.sources import DataError, Source, read_split
 from orchestrator.data.splits import open_test_split, split_train, train_val_indices
@@ -85,6 +86,27 @@ def test_the_digest_sees_one_changed(tmp_path: Path, digits: Any, write_parquet:
         write_parquet(tmp_path / name / "train.parquet", rows, "plain")
     one, other = (decode_split(Source("parquet", str(tmp_path / name)), "train", tmp_path / f"{name}.arrow") for name in "ab")
     assert one["digest"] != other["digest"]
+
+
+def test_the_digest_sees_shape_and_class_names(tmp_path: Path, write_parquet: Write) -> None:
+    """The bytes of all four are the same."""
+    flat = np.arange(48, dtype=np.uint8)
+    names = ["cat", "dog"]
+    kinds: dict[str, tuple[tuple[int, int, int], list[str] | None]] = {
+        "wide": ((1, 4, 6), None),
+        "high": ((1, 6, 4), None),
+        "named": ((1, 4, 6), names),
+        "renamed": ((1, 4, 6), names[::-1]),
+    }
+    digests = set()
+    for kind, (shape, classes) in kinds.items():
+        rows = [(flat[half * 24 :][:24].reshape(shape), half) for half in (0, 1)]
+        write_parquet(tmp_path / kind / "train.parquet", rows, "hub", classes)
+        meta = decode_split(Source("parquet", str(tmp_path / kind)), "train", tmp_path / f"{kind}.arrow")
+        assert attach(tmp_path / f"{kind}.arrow").images.tobytes() == flat.tobytes()
+        assert meta["classes"] == (classes or ["0", "1"])
+        digests.add(meta["digest"])
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("second", [(1, 8, 9), (1, 9, 8), (3, 8, 8)])
@@ -162,6 +184,22 @@ def test_statistics_come_from_the_training_part_alone(decoded: Path) -> None:
     pixels = examples.images[train].astype(np.float64) / 255
     np.testing.assert_allclose(splits.mean, [pixels.mean()], rtol=1e-5)
     np.testing.assert_allclose(splits.std, [pixels.std()], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num", "shown"), [(10, range(10)), (13, [0, 1, 2, 3, 5, 6, 7, 9, 10, 11]), (95, range(0, 95))])
+def test_statistics_come_from_all_classes_of_a_sorted_dataset(
+    tmp_path: Path, write_parquet: Write, monkeypatch: pytest.MonkeyPatch, num: int, shown: Iterable[int]
+) -> None:
+    monkeypatch.setattr(splits, "_MAX_SAMPLE", 10)
+    rows = [(np.full((1, 4, 4), 2 * place, np.uint8), place // 5) for place in range(num + 1)]  # one validates
+    write_parquet(tmp_path / "train.parquet", rows, "plain")
+    decode_split(Source("parquet", str(tmp_path)), "train", tmp_path / "x.arrow")
+    cut = split_train(tmp_path / "x.arrow", 20, 0.001, 0, None, None)
+    brightness = cut.train.images[:, 0, 0, 0] / 255
+    assert len(brightness) == num
+    picked = brightness[list(shown)] if num < 95 else brightness[[0, 9, 19, 28, 38, 47, 57, 66, 76, 85]]
+    np.testing.assert_allclose(cut.mean, [picked.mean()], rtol=1e-6)
+    np.testing.assert_allclose(cut.std, [picked.std()], rtol=1e-6)
 
 
 def test_statistics_of_flat_pictures_do_not_divide_by_zero(tmp_path: Path, write_parquet: Write) -> None:

@@ -232,6 +232,23 @@ def test_fingerprint_depends_on_the_columns_that_are_read(tmp_path: Path, encode
     assert all(prints.count(one) == 1 for one in prints)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_fingerprint_of_an_imagefolder_follows_its_training_classes(
+    tmp_path: Path, digits: Any, encoded: Callable[..., bytes], split: str
+) -> None:
+    """Labels are places among them: a class that comes before the others moves the labels of all, of the test split too."""
+    for name in ("train/b", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").write_bytes(encoded(digits[0][0]))
+    source = Source("imagefolder", str(tmp_path))
+    before = fingerprint(source, split)
+    (tmp_path / "train" / "notes.txt").touch()
+    assert fingerprint(source, split) == before
+    (tmp_path / "train" / "a").mkdir()
+    assert [label for _, label in read_split(source, split)] == [1]
+    assert fingerprint(source, split) != before
+
+
 def test_a_data_error_is_the_users_and_crosses_processes() -> None:
     error = DataError("must be read")
     assert isinstance(error, OrchestratorError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.measure.quiet import Quiet
 
 LONG_S = 20.0
@@ -181,6 +183,46 @@ def test_the_machine_is_free_again_after_an_error(tmp_path: Path, others: list[O
 
 def test_the_folder_is_made_for_its_owner_alone(tmp_path: Path, quiet: Quiet) -> None:
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o1777, 0o702])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "lock"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(OrchestratorError, match=f"nobody else may write to it; it belongs .* mode {mode:04o}"):
+        Quiet(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lock").mkdir(mode=0o700)
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    with pytest.raises(OrchestratorError, match=f"must belong to user {me + 1}, .* it belongs to user {me}, with mode 0700"):
+        Quiet(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("laid", ["folder", "turnstile.lock", "room.lock", "file"])
+def test_what_another_laid_there_is_not_followed(tmp_path: Path, laid: str) -> None:
+    folder, target = tmp_path / "lock", tmp_path / "target"
+    if laid == "folder":
+        target.mkdir()
+        folder.symlink_to(target)
+    elif laid == "file":
+        folder.touch()
+    else:
+        folder.mkdir(mode=0o700)
+        (folder / laid).symlink_to(target)
+    with pytest.raises(OrchestratorError, match="must be a folder of one's own"):
+        Quiet(folder)
+    assert not (target / "room.lock").exists()
+    assert target.exists() == (laid == "folder")
+
+
+def test_the_locks_are_their_owners_alone(tmp_path: Path, quiet: Quiet) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "lock").iterdir()}
+    assert modes == {"turnstile.lock": 0o600, "room.lock": 0o600}
 
 
 def test_permission_to_work_is_cheap(quiet: Quiet) -> None:

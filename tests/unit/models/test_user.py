@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from torch import nn
 from orchestrator.compression.folding import fold_norms
 from orchestrator.errors import UnbuildableError
 from orchestrator.models.cifar_resnet import CifarResNet
-from orchestrator.models.user import DropoutLinear, add_dropout, classifier_name, load_weights, user_model
+from orchestrator.models.user import DropoutLinear, add_dropout, classifier_name, load_weights, source_digest, user_model
 
 SOURCE = """
 from torch import nn
@@ -29,14 +31,23 @@ def fixed():
 
 def number(num_classes):
     return num_classes
+
+def failing(num_classes):
+    return {}[num_classes]
+
+def short(num_classes, in_channels, depth):
+    return nn.Linear(in_channels, num_classes)
 """
 
 
 @pytest.fixture(autouse=True)
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "networks_of_mine.py").write_text(SOURCE)
+    (tmp_path / "does_not_compile.py").write_text("def f(:\n")
+    (tmp_path / "raises.py").write_text("raise RuntimeError('no GPU today')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "networks_of_mine", raising=False)
+    source_digest.cache_clear()
 
 
 def test_a_function_is_called_with_what_it_takes() -> None:
@@ -52,11 +63,78 @@ def test_a_function_is_called_with_what_it_takes() -> None:
         ("networks_of_mine:none", "no attribute 'none'"),
         ("networks_of_mine:number", "must return a torch.nn.Module; it returned int"),
         ("networks_of_mine:SMALL", "no attribute"),
+        ("networks_of_mine:failing", "must be a function that makes a network: KeyError: 5"),
+        ("networks_of_mine:short", "TypeError: .* 'depth'"),
+        ("does_not_compile:f", "SyntaxError: "),
+        ("raises:f", "must be a function that makes a network: RuntimeError: no GPU today"),
     ],
 )
 def test_what_makes_no_network_is_said(name: str, said: str) -> None:
     with pytest.raises(UnbuildableError, match=said):
         user_model(name, 5, 2)
+
+
+def digest_of(name: str) -> str:
+    """As another process would find it."""
+    source_digest.cache_clear()
+    importlib.invalidate_caches()
+    return source_digest(name)
+
+
+def test_a_packages_digest_is_of_every_python_file_below_it_and_of_no_other(tmp_path: Path) -> None:
+    package = tmp_path / "own_package"
+    (package / "blocks").mkdir(parents=True)
+    for name in ("__init__.py", "net.py", "blocks/__init__.py", "blocks/wide.py"):
+        (package / name).write_text(f"# {name}\n")
+    name = "own_package.net:make"
+    before = digest_of(name)
+    assert digest_of("own_package.blocks.wide:make") == before
+    (package / "notes.txt").write_text("no code")
+    (tmp_path / "beside.py").write_text("# not of the package\n")
+    assert digest_of(name) == before
+    seen = {before}
+    (package / "blocks" / "wide.py").write_text("# wider\n")
+    seen.add(digest_of(name))
+    (package / "blocks" / "wide.py").rename(package / "blocks" / "wider.py")
+    seen.add(digest_of(name))
+    (package / "new.py").touch()
+    seen.add(digest_of(name))
+    assert len(seen) == 4
+    assert "own_package" not in sys.modules
+
+
+def test_a_packages_digest_is_the_same_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for place in ("here", "there"):
+        (tmp_path / place / "moved_package" / "part").mkdir(parents=True)  # without __init__.py: a namespace
+        (tmp_path / place / "moved_package" / "part" / "net.py").write_text("# net\n")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(tmp_path / place))
+            digests.append(digest_of("moved_package.part.net:make"))
+    assert digests[0] == digests[1]
+
+
+def test_a_single_modules_digest_is_of_its_file_and_kept_for_the_process(tmp_path: Path) -> None:
+    before = source_digest("networks_of_mine:small")
+    assert source_digest("raises:f") != before, "nothing is imported"
+    (tmp_path / "networks_of_mine.py").write_text(SOURCE + "# more\n")
+    assert source_digest("networks_of_mine:small") == before, "what was imported has not changed either"
+    assert digest_of("networks_of_mine:small") != before
+
+
+def test_a_module_that_was_made_by_hand_has_a_digest_if_it_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("made_by_hand")
+    monkeypatch.setitem(sys.modules, "made_by_hand", module)
+    with pytest.raises(UnbuildableError, match="there is no made_by_hand"):
+        digest_of("made_by_hand:f")
+    module.__file__ = str(tmp_path / "raises.py")
+    assert digest_of("made_by_hand:f") == digest_of("raises:f")
+
+
+@pytest.mark.parametrize("name", ["no_such_package.net:f", "sys:f"])
+def test_what_has_no_python_files_has_no_digest(name: str) -> None:
+    with pytest.raises(UnbuildableError, match="must be a function in a package with Python files"):
+        source_digest(name)
 
 
 def test_weights_are_loaded_and_a_head_for_other_classes_is_left_out(tmp_path: Path) -> None:

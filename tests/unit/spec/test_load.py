@@ -1159,3 +1159,13 @@ def test_a_function_of_the_users_own_is_a_model(folder):
     job = load_job(folder / "job.yaml", ["recipe.model.name=my_package.networks:small"])
     assert job.recipe.model.name == "my_package.networks:small"
     assert "package.module:function" in refused(folder, "recipe.model.name=my_package.networks").must
+
+
+@pytest.mark.parametrize(("workers", "gpus", "refuses"), [(2, 0.5, True), (1, 0.5, False), (2, 0.0, False), (2, 1.0, False)])
+def test_workers_of_a_gang_do_not_share_a_gpu(folder, workers, gpus, refuses):
+    overrides = (f"resources.workers_per_gang={workers}", f"resources.gpus_per_worker={gpus}")
+    if refuses:
+        error = refused(folder, *overrides)
+        assert error.must == "have workers_per_gang (2) 1, or gpus_per_worker (0.5) 0 or at least 1"
+    else:
+        assert load_job(folder / "job.yaml", overrides).resources.gpus_per_worker == gpus

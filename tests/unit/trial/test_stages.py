@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
+import queue
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import DivergedError
+from orchestrator.data.sources import DataError
+from orchestrator.errors import DivergedError, OrchestratorError
 from orchestrator.training.process import Process
 from orchestrator.trial import stages
 from orchestrator.trial.order import derived_seed
@@ -155,9 +159,111 @@ class Second:
         return next(self.told)
 
 
+class Pair(Process):
+    """Two ranks in two threads: what the first says, the second hears."""
+
+    said: queue.Queue[Any]
+    heard: list[Any]
+
+    @classmethod
+    def both(cls) -> tuple[Pair, Pair]:
+        first, second = cls(rank=0, world_size=2), cls(rank=1, world_size=2)
+        said: queue.Queue[Any] = queue.Queue()
+        for rank in (first, second):
+            object.__setattr__(rank, "said", said)
+            object.__setattr__(rank, "heard", [])
+        return first, second
+
+    def agreed(self, value: Any) -> Any:
+        if self.first:
+            self.said.put(pickle.dumps(value))
+            return value
+        self.heard.append(pickle.loads(self.said.get(timeout=20)))
+        return self.heard[-1]
+
+
+def obtained_by_both(store: StageStore, make: Any) -> tuple[list[Any], list[Any]]:
+    """What two ranks get, or the error that each ends in; and what the second was told."""
+    ranks, got = Pair.both(), [None, None]
+
+    def ask(rank: Pair) -> None:
+        try:
+            got[rank.rank] = store.obtain("k", rank, make, alone=True)
+        except Exception as error:  # noqa: BLE001 - it is what is looked at
+            got[rank.rank] = error
+
+    threads = [threading.Thread(target=ask, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return got, ranks[1].heard
+
+
+def test_what_the_first_rank_makes_alone_keeps_no_other_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_TICK_S", 0.01)
+    made_on: list[threading.Thread] = []
+
+    def make(folder: Path) -> None:
+        made_on.append(threading.current_thread())
+        time.sleep(0.2)
+        writing("once")(folder)
+
+    got, heard = obtained_by_both(StageStore(tmp_path), make)
+    assert got == [(tmp_path / "k", False)] * 2
+    assert len(made_on) == 1
+    assert heard[:-1] == ["busy"] * (len(heard) - 1)
+    assert len(heard) > 5
+    assert (tmp_path / "k" / "made.txt").read_text() == "once"
+    got, heard = obtained_by_both(StageStore(tmp_path), forbidden)
+    assert (got, heard) == ([(tmp_path / "k", True)] * 2, ["hit"])
+
+
+class UnpicklableError(Exception):
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+@pytest.mark.parametrize(
+    ("error", "elsewhere", "said"),
+    [
+        (DataError("must be readable"), DataError, "must be readable"),
+        (DivergedError("loss must stay finite"), DivergedError, "loss must stay finite"),
+        (KeyError("label"), OrchestratorError, "KeyError on rank 0: 'label'"),
+        (UnpicklableError("not", "whole"), OrchestratorError, "UnpicklableError on rank 0: not whole"),
+    ],
+)
+def test_an_error_of_what_is_made_alone_is_raised_on_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, elsewhere: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr(stages, "_TICK_S", 0.01)
+
+    def make(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        time.sleep(0.05)
+        raise error
+
+    (mine, theirs), _ = obtained_by_both(StageStore(tmp_path), make)
+    assert mine is error
+    assert (type(theirs), str(theirs)) == (elsewhere, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["k.lock"]
+
+
+def test_a_process_alone_makes_it_on_no_other_thread(tmp_path: Path) -> None:
+    made_on: list[threading.Thread] = []
+    make = lambda folder: made_on.append(threading.current_thread())  # noqa: E731
+    assert StageStore(tmp_path).obtain("k", Process(), make, alone=True) == (tmp_path / "k", False)
+    assert made_on == [threading.current_thread()]
+
+
 @pytest.mark.parametrize(
     ("told", "makes", "hit"),
-    [(("hit",), 0, True), (("mine", "written"), 1, False), (("busy", "busy", "hit"), 0, True)],
+    [
+        (("hit",), 0, True),
+        (("mine", "written"), 1, False),
+        (("busy", "busy", "hit"), 0, True),
+        (("busy", "busy", "made"), 0, False),
+    ],
 )
 def test_other_ranks_follow_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: tuple[str, ...], makes: int, hit: bool
