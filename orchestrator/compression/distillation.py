@@ -206,9 +206,15 @@ def check_classes(model: nn.Module, num_classes: int, example_BCHW: Tensor, role
     """Hold a network to the data's classes: student and teacher must agree on them, and a loss would not always notice.
 
     Raises:
-        UnbuildableError: `model` does not map the example to logits (B, num_classes).
+        UnbuildableError: `model` does not map the example to logits (B, num_classes), or to anything.
     """
-    shape = tuple(_evaluated(model, example_BCHW).shape)
+    try:
+        shape = tuple(_evaluated(model, example_BCHW).shape)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the network
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError) as error:
+        what = f"the {role} must take images of shape {tuple(example_BCHW.shape[1:])} and give one tensor"
+        raise UnbuildableError(f"{what}: {type(error).__name__}: {error}") from error
     if shape != (len(example_BCHW), num_classes):
         wanted = (len(example_BCHW), num_classes)
         raise UnbuildableError(f"the {role} must give logits of shape {wanted}, one for each class; it gives {shape}")

@@ -95,7 +95,11 @@ def fit(
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str, process: Process) -> float:
-    """Fraction of all ranks' examples that the training graph classifies rightly. Shares may differ in size."""
+    """Fraction of all ranks' examples that the training graph classifies rightly. Shares may differ in size.
+
+    Every rank judges the network of rank 0, whose statistics of batch norms it takes over.
+    """
+    process.share_statistics(model)
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=process.device)
     for images, labels in batches:

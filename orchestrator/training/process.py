@@ -36,6 +36,12 @@ class Process:
             dist.all_reduce(values)
         return values
 
+    def share_statistics(self, model: nn.Module) -> None:
+        """Give every rank rank 0's buffers: the statistics of batch norms are each rank's own, and rank 0's are what ships."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, on every rank. Returns at once on rank 0's arrival: never to be used to wait for work."""
         if self.world_size == 1:

@@ -348,7 +348,7 @@ def test_training_to_look_where_the_teacher_looks(build: Callable[[], nn.Module]
         return 0.0 * logits.float().sum()
 
     with attention_transfer(student, teacher, images[:1], 100.0, attention) as loss:
-        how = Fit(20, 0.02, schedule="constant", precision=precision, gradient_clip=1.0)
+        how = Fit(40, 0.02, schedule="constant", precision=precision, gradient_clip=1.0)
         fit(student, lambda epoch: [(images, labels)], 1, loss, how, Process(), lambda epoch, mean: losses.append(mean))
     assert losses[-1] < 0.7 * losses[0]
 
@@ -371,3 +371,16 @@ def test_a_teacher_with_other_classes_is_refused() -> None:
         check_classes(model, 10, example, "teacher")
     assert model.training
     assert int(model.bn.num_batches_tracked) == 0
+
+
+class Pair(nn.Module):
+    """Two outputs, where one is wanted."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(("model", "said"), [(nn.Conv2d(3, 8, 3), "RuntimeError"), (Pair(), "AttributeError")])
+def test_a_network_that_does_not_take_the_images_is_unbuildable(model: nn.Module, said: str) -> None:
+    with pytest.raises(UnbuildableError, match=rf"must take images of shape \(1, 8, 8\) and give one tensor: {said}"):
+        check_classes(model, 10, torch.zeros(1, 1, 8, 8), "student")

@@ -153,13 +153,15 @@ def test_pruned_weights_are_zero_in_the_file(walks: Walks, chain: Chain) -> None
     pruned = next(stage for stage in result.stages if stage.name == "pruned")
     state = load_file(walks.bench.stages / pruned.key / "model.safetensors")
     layers = {name: value for name, value in state.items() if value.dim() > 1 and name not in ("conv.weight", "fc.weight")}
-    in_file = layer_weights(folder / "model.onnx")
+    shipped, in_file = load_file(folder / "model.safetensors"), layer_weights(folder / "model.onnx")
     assert sum(value.numel() for value in layers.values()) == INNER
     for name, value in layers.items():
         mask = (value == 0).numpy()
         assert mask.mean() == 0.5, name
         if chain[1] == "2:4":
             assert (mask.reshape(len(mask), -1, 4, *mask.shape[2:]).sum(2) == 2).all(), name
+        kept = name if chain[2] == "float" else f"{name.removesuffix('weight')}parametrizations.weight.original"
+        assert not shipped[kept][value == 0].any(), name
         assert any(weight.shape == mask.shape and not weight[mask].any() for weight in in_file), name
     least = 0.5 * INNER / (INNER + ENDS)
     assert result.measurements["sparsity"] >= least - 1e-9
