@@ -44,6 +44,7 @@ def draw_front(front: Front, title: str, path: Path) -> None:
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: with_unit(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", labelsize=8)  # a narrow logarithmic axis has many
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
