@@ -13,16 +13,17 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import torch
 from machine import describe, ratio
 from torch import Tensor, nn
 
 from orchestrator.compression.distillation import make_loss
-from orchestrator.compression.fake_quantize import calibrate, insert_quantizers
+from orchestrator.compression.fake_quantize import calibrate, insert_quantizers, lean_graph
 from orchestrator.models.build import build
 from orchestrator.training.loop import Fit, fit
-from orchestrator.training.process import Process, laid_out
+from orchestrator.training.process import Process, keep_memory, laid_out
 
 BATCH, TARGET = 256, 1.4
 
@@ -41,10 +42,11 @@ def steps_of(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[int]
     return steps
 
 
-def quantized(model: nn.Module, images: Tensor, weight_bits: int, activation_bits: int) -> nn.Module:
-    """The network as QAT trains it."""
+def quantized(model: nn.Module, images: Tensor, weight_bits: int, activation_bits: int, open_: ExitStack) -> nn.Module:
+    """The network as QAT trains it, until `open_` is closed."""
     graph = insert_quantizers(model, weight_bits, activation_bits, True)
     calibrate(graph, [images[:64]], "mse")
+    open_.enter_context(lean_graph(graph))
     return graph
 
 
@@ -56,16 +58,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_memory()
     torch.manual_seed(0)
     print(describe(), f"; {args.threads} threads, batch {BATCH}, {args.rounds} rounds of {args.steps} steps")
     images = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (BATCH,))
     dense = laid_out(build("cifar_resnet20", 16, 10, (3, 32, 32)), channels_last=True)
+    open_ = ExitStack()
     loops = {
         "plain bf16": steps_of(dense, images, labels),
-        "W8A8": steps_of(quantized(dense, images, 8, 8), images, labels),
-        "W4A8": steps_of(quantized(dense, images, 4, 8), images, labels),
-        "W4A4": steps_of(quantized(dense, images, 4, 4), images, labels),
+        "W8A8": steps_of(quantized(dense, images, 8, 8, open_), images, labels),
+        "W4A8": steps_of(quantized(dense, images, 4, 8, open_), images, labels),
+        "W4A4": steps_of(quantized(dense, images, 4, 4, open_), images, labels),
     }
     times: dict[str, list[float]] = {name: [] for name in loops}
     for steps in loops.values():

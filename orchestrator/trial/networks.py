@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from orchestrator.compression.correction import correct_biases, reestimate_norms
-from orchestrator.compression.fake_quantize import calibrate, set_calibrated, settle_biases
+from orchestrator.compression.fake_quantize import calibrate, lean_graph, set_calibrated, settle_biases
 from orchestrator.compression.weights import keep_zeros
 from orchestrator.models.build import reshape_to
 from orchestrator.results.trial_result import StageRecord
@@ -143,17 +143,18 @@ def quantize(work: Work, network: Network, teacher: Network | None) -> Network:
 
 def _train_quantized(work: Work, model: fx.GraphModule, teacher: Network | None, seed: int) -> None:
     quantization = work.recipe.quantization
-    train(
-        work,
-        "quantized",
-        model,
-        work.recipe.training,
-        teacher,
-        seed,
-        epochs=quantization.epochs,
-        rate=quantization.learning_rate,
-        after_step=_after_step(work, model),
-    )
+    with lean_graph(model):
+        train(
+            work,
+            "quantized",
+            model,
+            work.recipe.training,
+            teacher,
+            seed,
+            epochs=quantization.epochs,
+            rate=quantization.learning_rate,
+            after_step=_after_step(work, model),
+        )
 
 
 def _after_step(work: Work, model: nn.Module) -> Any:

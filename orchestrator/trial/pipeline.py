@@ -22,6 +22,7 @@ from orchestrator.results.files import as_json, replace
 from orchestrator.results.trial_result import State, TrialResult
 from orchestrator.spec.objective import Constraint
 from orchestrator.spec.recipe import Recipe
+from orchestrator.training.process import keep_memory
 from orchestrator.trial.host import TrialHost
 from orchestrator.trial.networks import prune, quantize, train_student, train_teacher
 from orchestrator.trial.order import Order
@@ -42,6 +43,7 @@ def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
     try:
         recipe = Recipe.model_validate(order.recipe)
         torch.set_num_threads(order.threads)
+        keep_memory()
         host.progress({"stage": "data"})
         work = Work(order, recipe, host, workshop, workshop.material(recipe.data, recipe.training.channels_last))
         measurements = _walk(work)

@@ -14,6 +14,7 @@ from orchestrator.compression.fake_quantize import (
     calibrate,
     input_quantizer,
     insert_quantizers,
+    lean_graph,
     set_calibrated,
     settle_biases,
 )
@@ -253,6 +254,27 @@ def test_training_reaches_weights_steps_and_ranges(dense: nn.Module, images: Ten
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
     assert all(quantizer.relative_step.grad.abs().max() > 0 for quantizer in weight_quantizers(graph))
+
+
+def test_a_graph_without_idle_rectifiers_learns_the_same(dense: nn.Module, images: Tensor) -> None:
+    graph = insert_quantizers(dense, 4, 4, first_last_8bit=True)
+    calibrate(graph, [images], "mse")
+
+    def learned() -> list[Tensor]:
+        graph.zero_grad()
+        result = graph.train()(images)
+        result.square().mean().backward()
+        return [result.detach(), *(p.grad.clone() for p in graph.parameters() if p.grad is not None)]
+
+    before, statistics = graph.code, copy.deepcopy(dict(graph.named_buffers()))
+    wanted = learned()
+    for name, buffer in graph.named_buffers():
+        buffer.copy_(statistics[name])
+    with lean_graph(graph):
+        assert graph.code.count("relu") < before.count("relu")
+        found = learned()
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert graph.code == before
 
 
 def test_a_network_comes_back_from_its_weights_with_its_ranges(quantized: Quantize, dense: nn.Module, images: Tensor) -> None:

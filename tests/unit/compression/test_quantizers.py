@@ -244,15 +244,32 @@ def test_fewer_bits_lose_more() -> None:
     assert errors[0] > 20 * errors[-1]
 
 
-def test_bf16_values_are_quantized_in_full_precision() -> None:
+@pytest.mark.parametrize("shift", [0.0, -0.4])
+@pytest.mark.parametrize("num", [1, 7, 64])
+def test_block_by_block_is_all_at_once(monkeypatch: pytest.MonkeyPatch, shift: float, num: int) -> None:
+    seen = torch.rand(num, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + shift
+    quantizer = calibrated(seen, 4)
+    outcomes = []
+    for block in (seen[:3].numel(), 2**40):
+        monkeypatch.setattr("orchestrator.compression.quantizers._BLOCK_VALUES", block)
+        values = leaf(1.2 * seen)
+        quantizer.zero_grad()
+        out = quantizer(values)
+        (out * seen).sum().backward()
+        grads = [p.grad for p in quantizer.parameters() if p.grad is not None]
+        outcomes.append([out.detach(), values.grad, *(grad.clone() for grad in grads)])
+    assert len(outcomes[0]) == (4 if shift else 3)
+    torch.testing.assert_close(outcomes[0], outcomes[1])
+
+
+def test_bf16_values_are_quantized_in_full_precision_and_stay_bf16() -> None:
     values = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
     quantizer = calibrated(values, 8)
     out = quantizer(values)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, quantizer(values.detach().float()))
+    assert torch.equal(out, quantizer(values.detach().float()).bfloat16())
     out.sum().backward()
     assert values.grad.dtype == torch.bfloat16
-    assert WeightQuantizer(weights(), 8)(weights().bfloat16()).dtype == torch.float32
+    assert WeightQuantizer(weights(), 8)(weights().bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("method", METHODS)
