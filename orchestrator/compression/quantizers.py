@@ -81,13 +81,15 @@ def _blocks(tensors: list[Tensor], step: Tensor, spare: int) -> Iterator[tuple[T
     """Tensors of one shape in blocks of rows, each with as many spare tensors of its shape, float32 or wider, to work in.
 
     A processor makes several passes over a block in its caches for little more than the first, where a pass over a whole
-    activation, or a fresh tensor for it, would go to memory. A device that launches kernels takes everything at once, as does
-    a weight with a step for each channel.
+    activation, or a fresh tensor for it, would go to memory. A device that launches kernels takes everything at once, as do
+    a compiler, which makes one pass of all, and a weight with a step for each channel.
     """
     first = tensors[0]
-    whole = first.device.type != "cpu" or step.numel() != 1
-    rows = max(1, len(first) if whole else _BLOCK_VALUES * len(first) // max(first.numel(), 1))
     width = torch.promote_types(first.dtype, step.dtype)
+    if first.device.type != "cpu" or step.numel() != 1 or torch.compiler.is_compiling():
+        yield *tensors, *(torch.empty_like(first, dtype=width) for _ in range(spare))
+        return
+    rows = max(1, _BLOCK_VALUES * len(first) // max(first.numel(), 1))
     rooms = [torch.empty_like(first[:rows], dtype=width) for _ in range(spare)]
     for parts in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
         yield *parts, *(room[: len(parts[0])] for room in rooms)
