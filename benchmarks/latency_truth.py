@@ -107,23 +107,28 @@ def train_beside(locks: str, started: multiprocessing.synchronize.Event) -> None
 
 
 def beside(path: Path, rounds: int, *, locked: bool) -> None:
-    """Print a file's latency with and without a neighbour that trains; unlocked is what others do."""
+    """Print a file's latency with and without a neighbour on every core that trains; unlocked is what others do."""
     runtime, alone, accompanied = Runtime(path, 1), [], []
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as locks:
         quiet = Quiet(Path(locks))
         for _ in range(rounds):
             alone.append(timed(runtime))
-            context = multiprocessing.get_context("spawn")
-            started = context.Event()
-            neighbour = context.Process(target=train_beside, args=(locks, started), daemon=True)
-            neighbour.start()
-            started.wait()
+            begun = [context.Event() for _ in range(cores)]
+            neighbours = [context.Process(target=train_beside, args=(locks, event), daemon=True) for event in begun]
+            for neighbour in neighbours:
+                neighbour.start()
+            for event in begun:
+                event.wait()
             with quiet.measuring() if locked else contextlib.nullcontext():
                 accompanied.append(timed(runtime))
-            neighbour.kill()
-            neighbour.join()
+            for neighbour in neighbours:
+                neighbour.kill()
+                neighbour.join()
     low, middle, high = ratio(accompanied, alone)
-    print(f"{'with' if locked else 'without'} the machine's lock: beside training / idle {middle:.3f} [{low:.3f}, {high:.3f}]")
+    said = f"{'with' if locked else 'without'} the machine's lock, beside {cores} that train"
+    print(f"{said}: {middle:.3f} [{low:.3f}, {high:.3f}] of idle")
 
 
 def main() -> None:
