@@ -9,7 +9,7 @@ import itertools
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def float_graph(model: nn.Module, example: Tensor) -> Any:
     model = model.eval().cpu().float()
     images = example.cpu().float().repeat(2, 1, 1, 1).contiguous()
     wiring = _wiring(model, tuple(images.shape))
+    graph: Any
     for graph in (_graphs.get(wiring), None):
         if graph is None:
             graph = _translated(_with_noise(model), images)
@@ -117,8 +118,9 @@ def float_graph(model: nn.Module, example: Tensor) -> Any:
         if _agrees(proto, model, images):
             _graphs[wiring] = graph
             return proto
-    # The exporter computed with weights (transposed, scaled or gathered them), so a graph of noise holds what came of noise.
-    proto = _translated(model, images)
+    # The exporter computed with some weights (scaled or gathered them): what came of them has to come of the real ones.
+    absorbed = set(model.state_dict()) - {one.name for one in graph.graph.initializer}
+    proto = _rewired(_translated(_with_noise(model, absorbed), images), model)
     if not _agrees(proto, model, images):
         raise UnbuildableError("the exported graph must compute what the network computes; on noise it does not")
     return proto
@@ -127,11 +129,15 @@ def float_graph(model: nn.Module, example: Tensor) -> Any:
 _graphs: dict[str, Any] = {}
 
 
-def _with_noise(model: nn.Module) -> nn.Module:
-    """The network with weights of no meaning: the exporter makes one of weights that happen to be equal (biases of zero)."""
+def _with_noise(model: nn.Module, real: Collection[str] = ()) -> nn.Module:
+    """The network with weights of no meaning: the exporter makes one of weights that happen to be equal (biases of zero).
+
+    Args:
+        real: names of those that stay.
+    """
     noise, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    for tensor in (*noise.parameters(), *noise.buffers()):
-        if tensor.is_floating_point():
+    for name, tensor in (*noise.named_parameters(), *noise.named_buffers()):
+        if tensor.is_floating_point() and name not in real:
             tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
     return noise
 
@@ -153,7 +159,31 @@ def _translated(model: nn.Module, images: Tensor) -> Any:
         raise UnbuildableError("the network cannot be exported to ONNX")
     proto = program.model_proto
     _strip(proto)
+    _name_again(proto, model)
     return proto
+
+
+def _name_again(proto: Any, model: nn.Module) -> None:
+    """Give the weights of linear layers of tokens their names back, in place.
+
+    The exporter makes them a product with a transposed weight that it named itself. A transpose of the weight as it is costs
+    nothing: a runtime computes it when it opens the file, of floats and of codes alike.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = proto.graph
+    read = {name for node in graph.node for name in node.input}
+    nameless = {one.name: numpy_helper.to_array(one) for one in graph.initializer if one.name not in model.state_dict()}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear) or f"{name}.weight" in read:
+            continue
+        weight = layer.weight.detach().numpy()
+        found = [key for key, values in nameless.items() if values.shape == weight.T.shape and np.array_equal(values, weight.T)]
+        if len(found) != 1:
+            continue
+        own = next(one for one in graph.initializer if one.name == found[0])
+        own.CopyFrom(numpy_helper.from_array(weight, f"{name}.weight"))
+        graph.node.insert(0, helper.make_node("Transpose", [f"{name}.weight"], [found[0]], perm=[1, 0]))
 
 
 def _wiring(model: nn.Module, shape: tuple[int, ...]) -> str:

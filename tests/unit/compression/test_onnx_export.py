@@ -444,3 +444,40 @@ def test_quantizers_that_the_exporter_took_out_are_reported(tmp_path: Path, quan
     more = Grids({**below.tensors, "network.quantize_99": TensorGrid(1.0, 0, 8)}, below.weights)
     with pytest.raises(UnbuildableError, match="took out the quantizers network"):
         export_quantized(wrapper(digits)(folded), more, EXAMPLE, tmp_path / "model.onnx")
+
+
+def vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10)
+
+
+def convnext() -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)], num_classes=10)
+
+
+@pytest.mark.parametrize("make", [vit, convnext])
+@pytest.mark.parametrize("weight_bits", [8, 4])
+def test_layers_of_tokens_are_whole_numbers_as_well(tmp_path: Path, make: Callable[[], nn.Module], weight_bits: int) -> None:
+    """The exporter transposes their weights, and computes with an attention's: names and values have to survive it."""
+    torch.manual_seed(0)
+    model = make().eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    images = torch.randn(32, 3, 32, 32)
+    graph = insert_quantizers(model, weight_bits, 8, first_last_8bit=True)
+    calibrate(graph, [images], "mse")
+    settle_biases(graph)
+    folded, grids = split_off_grids(graph.eval())
+    export_quantized(folded, grids, images[:1], tmp_path / "model.onnx")
+    with torch.no_grad():
+        wanted = graph(images).numpy()
+    got = served(tmp_path / "model.onnx", images)
+    assert (got.argmax(1) == wanted.argmax(1)).all()
+    assert np.isclose(got, wanted, rtol=1e-3, atol=1e-3).all(1).mean() >= 0.9
+    stored = integers(tmp_path / "model.onnx")
+    assert set(stored) == set(grids.weights)
+    for name, grid in grids.weights.items():
+        assert int(np.abs(stored[name]).max()) <= 2 ** (grid.bits - 1) - 1
