@@ -56,12 +56,20 @@ class NoFeasibleTrialError(OrchestratorError):
     exit_code = 4
 
 
+class SpaceExhausted(OrchestratorError):  # noqa: N818 - an end, not a fault
+    """Every point of the search space was proposed: there is nothing left to ask for."""
+
+
 class TrialError(OrchestratorError):
     """One trial failed; the sweep goes on, and the sampler is told."""
 
 
 class UnbuildableError(TrialError):
     """The recipe describes a network that cannot be built, pruned or exported: INFEASIBLE, not FAILED."""
+
+
+class GatedError(TrialError):
+    """A constraint is broken by what is known of a network before it is trained: INFEASIBLE, not FAILED."""
 
 
 class DivergedError(TrialError):

@@ -6,9 +6,10 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.pareto.front import Front, find_front
+from orchestrator.pareto.front import Front, find_front, originals
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.spec.job import Job
 
@@ -16,13 +17,14 @@ from orchestrator.spec.job import Job
 class SweepDisplay:
     """An observer of a sweep. Keeps the results it was told of, and how the front stands."""
 
-    def __init__(self, job: Job, results: list[TrialResult], gangs: int) -> None:
-        self._job, self._results = job, list(results)
+    def __init__(self, job: Job, results: list[TrialResult], replicate_of: Mapping[int, int]) -> None:
+        self._job, self._results, self._replicate_of = job, list(results), dict(replicate_of)
         self._began, self._first_end = time.monotonic(), 0.0
         self._ended_here = 0
+        self._total = max([job.budget.trials, *(result.number + 1 for result in results)])
         self._phase, self._trials = "", dict[int, dict[str, Any]]()
         self._lock = threading.Lock()
-        self.front = find_front(self._results, job.objectives)
+        self.front = find_front(self._results, job.objectives, self._replicate_of)
         self._live: Any = None
 
     def __enter__(self) -> SweepDisplay:
@@ -44,7 +46,9 @@ class SweepDisplay:
         self._line(f"{self._clock()} {text}")
 
     def proposed(self, proposal: Proposal) -> None:
-        """Shown when it starts to run, not before."""
+        """Shown when it starts to run, not before; but promotions and replicates come on top of the budget's trials."""
+        self._total = max(self._total, proposal.number + 1)
+        self._replicate_of |= originals([proposal])
 
     def running(self, trials: dict[int, dict[str, Any]]) -> None:
         with self._lock:
@@ -55,7 +59,7 @@ class SweepDisplay:
             self._results.append(result)
             self._ended_here += 1
             self._first_end = self._first_end or time.monotonic()
-            self.front = find_front(self._results, self._job.objectives)
+            self.front = find_front(self._results, self._job.objectives, self._replicate_of)
         self._line(f"{self._clock()} {self._outcome(result)}; {self._standing()}", bright=True)
 
     def _outcome(self, result: TrialResult) -> str:
@@ -67,12 +71,12 @@ class SweepDisplay:
         return f"{result.id} {values}" + ("" if result.feasible else " (breaks a constraint)")
 
     def _standing(self) -> str:
-        done, total = len(self._results), self._job.budget.trials
+        done, total = len(self._results), self._total
         return f"{done}/{total} done, front {len(self.front.points)}, hypervolume {self.front.hypervolume:.4g}, {self._left()}"
 
     def _left(self) -> str:
         """Time left, from the pace since the first trial of this run ended."""
-        remaining = self._job.budget.trials - len(self._results)
+        remaining = self._total - len(self._results)
         if self._ended_here < 2 or remaining <= 0:
             return "last trials" if remaining <= 0 else "time left unknown"
         pace = (time.monotonic() - self._first_end) / (self._ended_here - 1)
@@ -99,7 +103,7 @@ class SweepDisplay:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             Text(self._clock(), "dim"),
-            ProgressBar(total=self._job.budget.trials, completed=done, width=30),
+            ProgressBar(total=self._total, completed=done, width=30),
             Text(standing),
         )
         running = Table.grid(padding=(0, 2))

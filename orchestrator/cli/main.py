@@ -17,6 +17,7 @@ _COMMANDS = {
     "check": "validate a job without running anything",
     "plan": "show gangs, trials and the first recipes of a job",
     "run": "run a sweep, or go on with an unfinished one",
+    "resume": "go on with a sweep, or extend it",
     "trial": "run ONE recipe on this machine, without Ray",
     "front": "show the Pareto front of a sweep",
     "pick": "choose a model off the front, test it once, register it",

@@ -1,15 +1,13 @@
-"""Options and output that several commands share."""
+"""Options that several commands share, and how they are read."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any
+import math
 
 import click
 
-from orchestrator.errors import NoFeasibleTrialError
-from orchestrator.pareto.front import Front, find_front
+from orchestrator.errors import UsageError
+from orchestrator.pareto.front import Front, find_front, originals
 from orchestrator.results.store import Home, Sweep
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import read_resolved
@@ -36,44 +34,18 @@ def load_sweep(home: str | None, name: str) -> tuple[Home, Sweep, Job, Front]:
     place = Home(home)
     sweep = place.existing_sweep(name)
     job = read_resolved(sweep.job_file)
-    return place, sweep, job, find_front(sweep.results(), job.objectives)
+    return place, sweep, job, find_front(sweep.results(), job.objectives, originals(sweep.proposals()))
 
 
-def print_front(sweep: Sweep, job: Job, front: Front, output: str) -> None:
-    """The front on stdout. NoFeasibleTrialError, after JSON was written, when there is none."""
-    if output == "json":
-        click.echo(json.dumps(front.to_json(sweep.name), indent=1))
-    elif front.points:
-        metrics = [objective.metric for objective in front.objectives]
-        paths = [path for path, _ in job.space.items()]
-        knee = front.knee.number if front.knee else -1
-        rows = [
-            [f"{point.id}{' *' if point.number == knee else ''}"]
-            + [shown(point.measurements[metric]) for metric in metrics]
-            + [shown(point.choice.get(path, "-")) for path in paths]
-            for point in front.points
-        ]
-        print_table(["trial", *metrics, *(path.split(".", 1)[1] for path in paths)], rows)
-    if not front.points:
-        raise NoFeasibleTrialError(f"sweep {sweep.name!r} has no trial that is complete and feasible: {counts_text(front)}")
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on stdout: the same text in a terminal and in a file."""
-    widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        cells = [
-            str(cell).ljust(width) if not column else str(cell).rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  ".join(cells).rstrip())
-
-
-def counts_text(front: Front) -> str:
-    """`24 complete, 1 failed`."""
-    return ", ".join(f"{count} {state.lower()}" for state, count in front.counts.items() if count) or "no trial has ended"
-
-
-def shown(value: Any) -> str:
-    """A value in a table: four significant digits, integers whole."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def read_weights(text: str) -> dict[str, float]:
+    """`a=1,b=2` as a mapping; UsageError for another form, a weight that is negative or infinite, or none above 0."""
+    weights = {}
+    for part in text.split(","):
+        metric, _, number = part.partition("=")
+        try:
+            weights[metric.strip()] = float(number)
+        except ValueError:
+            raise UsageError(f"--weights must look like metric=number,metric=number; given {part!r}") from None
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise UsageError(f"--weights must be finite, 0 or more, and one above 0; given {text!r}")
+    return weights

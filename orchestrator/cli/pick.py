@@ -6,7 +6,8 @@ import json
 
 import click
 
-from orchestrator.cli.options import home_option, load_sweep, output_option, shown
+from orchestrator.cli.options import home_option, load_sweep, output_option, read_weights
+from orchestrator.cli.tables import shown
 from orchestrator.errors import UsageError
 
 
@@ -46,7 +47,7 @@ def command(
     from orchestrator.delivery.pick import Wish, choose, open_test_once, register_pick
 
     click.echo("opening the test split", err=True)
-    result = choose(front, Wish(knee, trial, best, _weights(weights)))
+    result = choose(front, Wish(knee, trial, best, read_weights(weights) if weights is not None else None))
     test, recorded = open_test_once(place, found, result)
     others = [other for other in found.tested_trials() if other != result.id]
     if others:
@@ -72,19 +73,3 @@ def command(
     click.echo(f"  {'test accuracy':<24}{shown(test['accuracy'])}  ({note})")
     if version is not None:
         click.echo(f"registered {version.name} version {version.version} as {version.uri} in {version.tracking_uri}")
-
-
-def _weights(text: str | None) -> dict[str, float] | None:
-    """`a=1,b=2` as a mapping."""
-    if text is None:
-        return None
-    weights = {}
-    for part in text.split(","):
-        metric, _, number = part.partition("=")
-        try:
-            weights[metric.strip()] = float(number)
-        except ValueError:
-            raise UsageError(f"--weights must look like metric=number,metric=number; given {part!r}") from None
-    if any(weight < 0 for weight in weights.values()) or sum(weights.values()) <= 0:
-        raise UsageError(f"--weights must be 0 or more, and one above 0; given {text!r}")
-    return weights

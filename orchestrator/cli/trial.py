@@ -64,5 +64,5 @@ def _show(event: dict[str, Any]) -> None:
     elif "step" in event:
         return
     else:
-        text = event["stage"]
+        text = f"{event['stage']} {event['note']}" if "note" in event else event["stage"]
     print(text, file=sys.stderr, flush=True)

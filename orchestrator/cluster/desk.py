@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.cluster.ledger import Ledger, Order, Verdict
 
 _LONG_POLL_S = 0.8
+# How long a trial waits at a rung to be judged: for a turn of Tune's loop, and at first for the start of Tune's client. Other
+# ranks wait in a collective meanwhile, so it has to be less than the timeout of that.
+_JUDGEMENT_S = 60.0
 
 
 class Desk:
@@ -30,8 +34,17 @@ class Desk:
         answer: Order | str | None = await self._answer(lambda: self._ledger.lease(gang, incarnation, rank, serial))
         return answer
 
+    async def watch(self, number: int, rungs: list[tuple[str, int]]) -> None:
+        self._ledger.watch(number, rungs)
+
     async def report(self, gang: str, number: int, event: dict[str, Any]) -> Verdict:
-        return self._ledger.report(gang, number, event)
+        """Note how far a trial is. At a rung the answer waits until the driver has judged it."""
+        verdict = self._ledger.report(gang, number, event)
+        if not self._ledger.awaits_judgement(number):
+            return verdict
+        await self._announce()
+        await self._answer(lambda: None if self._ledger.awaits_judgement(number) else True, _JUDGEMENT_S)
+        return self._ledger.verdict(number)
 
     async def finish(self, gang: str, number: int, outcome: dict[str, Any]) -> None:
         self._ledger.finish(gang, number, outcome)
@@ -42,8 +55,14 @@ class Desk:
         answer: dict[str, Any] | None = await self._answer(lambda: self._ledger.outcomes.get(number))
         return answer
 
-    async def stop(self, number: int) -> None:
-        self._ledger.stop(number)
+    async def news(self, number: int) -> dict[str, Any] | None:
+        """An order's outcome or a report to be judged, or None when nothing has been heard for a while."""
+        answer: dict[str, Any] | None = await self._answer(lambda: self._ledger.news(number))
+        return answer
+
+    async def judge(self, number: int, goes_on: bool) -> None:
+        self._ledger.judge(number, goes_on=goes_on)
+        await self._announce()
 
     async def abandon(self) -> None:
         self._ledger.abandon()
@@ -61,8 +80,8 @@ class Desk:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _answer(self, question: Any) -> Any:
-        deadline = time.monotonic() + _LONG_POLL_S
+    async def _answer(self, question: Callable[[], Any], wait_s: float = _LONG_POLL_S) -> Any:
+        deadline = time.monotonic() + wait_s
         async with self._changed:
             while (answer := question()) is None:
                 left = deadline - time.monotonic()

@@ -40,6 +40,13 @@ class Ledger:
         self._abandoning = False
         self._stopped: set[int] = set()
         self._attempts: dict[int, int] = {}
+        self._rungs: dict[int, set[tuple[str, int]]] = {}
+        self._gates: dict[int, dict[str, Any]] = {}
+        self._unjudged: dict[int, dict[str, Any]] = {}
+
+    def watch(self, number: int, rungs: list[tuple[str, int]]) -> None:
+        """After which epochs (stage, epoch) of an order the driver is to judge it."""
+        self._rungs[number] = {(stage, epoch) for stage, epoch in rungs}
 
     def submit(self, order: Order) -> None:
         """Queue an order, once."""
@@ -62,6 +69,7 @@ class Ledger:
             return
         number = left["number"]
         self.latest.pop(number, None)  # how far the lost attempt was
+        self._unjudged.pop(number, None)
         if self._attempts[number] >= MAX_ATTEMPTS:
             message = f"its workers were lost {MAX_ATTEMPTS} times"
             self.outcomes[number] = {"outcome": "failed", "class": "WorkerLost", "message": message, "traceback": ""}
@@ -93,17 +101,42 @@ class Ledger:
         before = self.latest.get(number, {})
         same_stage = before if before.get("stage") == event.get("stage") else {}
         self.latest[number] = {**same_stage, **event, "gang": gang}
+        if "gate" in event:
+            self._gates[number] = {**self._gates.get(number, {}), **event["gate"]}
+        if "val_accuracy" in event and (event["stage"], event["epoch"]) in self._rungs.get(number, ()):
+            self._unjudged[number] = {**event, "gate": self._gates.get(number, {})}
+        return self.verdict(number)
+
+    def verdict(self, number: int) -> Verdict:
+        """Whether a trial is to go on, as far as is known by now."""
         if self._abandoning:
             return "abandon"
         return "stop" if number in self._stopped else "go"
+
+    def awaits_judgement(self, number: int) -> bool:
+        """Whether the driver has yet to say if a trial goes on."""
+        return number in self._unjudged and not self._abandoning
+
+    def news(self, number: int) -> dict[str, Any] | None:
+        """What a client of Tune is to pass on: an order's `outcome`, else a `report` that waits to be judged, else None."""
+        if number in self.outcomes:
+            return {"outcome": self.outcomes[number]}
+        return {"report": self._unjudged[number]} if number in self._unjudged else None
 
     def finish(self, gang: str, number: int, outcome: dict[str, Any]) -> None:
         """A gang is done with an order: "written" (its result is on disk), "failed" or "abandoned"."""
         self.outcomes[number] = outcome
         self.latest.pop(number, None)
+        self._unjudged.pop(number, None)
         book = self.gangs[gang]
         if book.current is not None and book.current["number"] == number:
             book.current = None
+
+    def judge(self, number: int, *, goes_on: bool) -> None:
+        """The driver's answer to a report; a trial that does not go on ends there, or at its next report."""
+        self._unjudged.pop(number, None)
+        if not goes_on:
+            self.stop(number)
 
     def stop(self, number: int) -> None:
         """End one trial at its next report."""

@@ -14,6 +14,9 @@ class Conversation(Protocol):
     def next_config(self) -> dict[str, Any] | str | None:
         """The next trial's config, Searcher.FINISHED when there will be none, or None for "not now"."""
 
+    def judged(self, number: int, report: dict[str, Any]) -> None:
+        """A trial has come to where it is to be judged: decide, and let the desk know."""
+
     def ended(self, number: int, outcome: dict[str, Any] | None) -> None:
         """A client of Tune is done; its result, if there is one, is on disk."""
 
@@ -25,6 +28,11 @@ def open_conversation(token: str, conversation: Conversation) -> SweepSearcher:
     """A searcher for Tune that leads to `conversation` for as long as it is open."""
     _open[token] = conversation
     return SweepSearcher(token)
+
+
+def conversation(token: str) -> Conversation:
+    """The conversation that a searcher and a scheduler of Tune lead to."""
+    return _open[token]
 
 
 def close_conversation(token: str) -> None:

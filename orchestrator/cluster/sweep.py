@@ -24,10 +24,11 @@ from orchestrator.cluster.connection import NAMESPACE, connected, prepare_enviro
 from orchestrator.cluster.director import Director, Observer
 from orchestrator.errors import OrchestratorError
 from orchestrator.results.store import Home, Sweep
-from orchestrator.search.optuna_sampler import OptunaSampler
+from orchestrator.search.budget import Reason
+from orchestrator.search.proposer import Proposer
 from orchestrator.spec.job import Job
 
-End = Literal["finished", "interrupted", "terminated", "out_of_time"]
+Ending = Reason | Literal["interrupted", "terminated"]
 _TICK_S = 0.5
 
 
@@ -39,18 +40,22 @@ def run_sweep(
     *,
     address: str | None = None,
     verbose: bool = False,
-) -> End:
+) -> Ending:
     """Run what is left of a sweep, in the foreground, on the calling (main) thread.
 
-    Returns how it ended; everything that happened is in the sweep's folder.
+    Returns why it ended; everything that happened is in the sweep's folder.
 
     Raises:
         OrchestratorError: Ray cannot be reached, the job does not fit, or every gang was lost.
     """
-    director = Director(job, sweep, OptunaSampler(job), home.stages, observers)
+    director = Director(job, sweep, Proposer(job), home.stages, observers)
+    began = time.monotonic()
+    for file in sweep.mend():
+        _say(observers, f"set aside {file}, which was not whole")
     director.recall()
-    if director.remaining == 0:
-        return "finished"
+    if (end := director.ending()) is not None:
+        _say(observers, end.text)
+        return end.reason
     _say(observers, "starting Ray")
     prepare_environment(home.path, local=address is None)
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="orchestrator-") as scratch:
@@ -58,23 +63,23 @@ def run_sweep(
         imported = pool.submit(importlib.import_module, "orchestrator.cluster.gang")
         with connected(address, verbose=verbose) as cluster:
             imported.result()
-            return _Performance(director, cluster, Path(scratch), verbose=verbose).play()
+            return _Performance(director, cluster, Path(scratch), began, verbose=verbose).play()
 
 
 class _Performance:
     """The moving parts of one sweep: desk, gangs, Tune, the clock and the signals."""
 
-    def __init__(self, director: Director, cluster: dict[str, float], scratch: Path, *, verbose: bool) -> None:
-        self.director, self.scratch, self.verbose = director, scratch, verbose
+    def __init__(self, director: Director, cluster: dict[str, float], scratch: Path, began: float, *, verbose: bool) -> None:
+        self.director, self.scratch, self.began, self.verbose = director, scratch, began, verbose
         resources = director.job.resources
         director.slots = num_gangs(resources, cluster, director.remaining)
         director.desk = f"desk-{uuid.uuid4().hex[:8]}"
         self.workers, self.resources = resources.workers_per_gang, worker_resources(resources)
-        self.end: End = "finished"
+        self.end: Ending | None = None
         self.over = threading.Event()
         self.lost: list[BaseException] = []
 
-    def play(self) -> End:
+    def play(self) -> Ending:
         """Start the gangs and Tune side by side; end when Tune has nothing more to run."""
         import ray
 
@@ -84,6 +89,8 @@ class _Performance:
         self.desk: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).options(name=director.desk).remote()
         # Straight from here: a gang need not wait until Tune has started the client that will wait for the outcome.
         director.submit = lambda order: ray.get(self.desk.submit.remote(order.to_json()))
+        director.watch = lambda number, rungs: ray.get(self.desk.watch.remote(number, rungs))
+        director.judge = lambda number, goes_on: ray.get(self.desk.judge.remote(number, goes_on))
         _say(director.observers, f"starting {director.slots} gang{'s' if director.slots > 1 else ''} of {self.workers}")
         gangs = [threading.Thread(target=self._gang, args=(f"g{index}",), daemon=True) for index in range(director.slots)]
         clock = threading.Thread(target=self._watch, daemon=True)
@@ -96,15 +103,20 @@ class _Performance:
             self.over.set()
             ray.get(self.desk.close.remote())
             for gang in gangs:
-                gang.join(timeout=20 if self.end == "finished" else 5)
+                gang.join(timeout=20 if self.end is None else 5)
             clock.join()
-        if self.lost and director.remaining and self.end == "finished":
-            raise OrchestratorError(f"every gang was lost; the last said: {self.lost[-1]}") from self.lost[-1]
-        return self.end
+        if self.end is not None:
+            return self.end
+        end = director.ending()
+        if end is None:
+            last = self.lost[-1] if self.lost else None
+            raise OrchestratorError(f"every gang was lost; the last said: {last}") from last
+        return end.reason
 
     def _tune(self) -> None:
         from ray import tune
 
+        from orchestrator.cluster.scheduler import SweepScheduler
         from orchestrator.cluster.searcher import close_conversation, open_conversation
         from orchestrator.cluster.trainable import GangClient
 
@@ -114,8 +126,9 @@ class _Performance:
             tune.Tuner(
                 tune.with_resources(GangClient, on_head),
                 tune_config=tune.TuneConfig(
-                    num_samples=self.director.remaining,
+                    num_samples=-1,  # as many as the searcher has
                     search_alg=open_conversation(token, self.director),
+                    scheduler=SweepScheduler(token),
                     reuse_actors=True,
                     max_concurrent_trials=None,
                 ),
@@ -140,9 +153,9 @@ class _Performance:
         except Exception as error:  # noqa: BLE001 - a thread has nobody to raise to; play() raises it
             self.lost.append(error)
             if len(self.lost) == self.director.slots and not self.over.is_set():
-                self.leave("finished")
+                self.leave(None)
 
-    def leave(self, end: End) -> None:
+    def leave(self, end: Ending | None) -> None:
         """Give up what is under way; it can be resumed."""
         import ray
 
@@ -152,12 +165,10 @@ class _Performance:
         ray.get(self.desk.abandon.remote())
 
     def _watch(self) -> None:
-        """One thread: the wall clock, and what the live display shows."""
+        """One thread: the limits of the budget, and what the live display shows."""
         import ray
 
-        hours = self.director.job.budget.hours
-        deadline = None if hours is None else time.monotonic() + hours * 3600
-        started = 0
+        started, since = 0, dict[int, float]()
         while not self.over.wait(_TICK_S):
             running = ray.get(self.desk.running.remote())
             if running["gangs"] > started:
@@ -165,9 +176,12 @@ class _Performance:
                 _say(self.director.observers, f"{started} of {self.director.slots} gangs started")
             for observer in self.director.observers:
                 observer.running(running["trials"])
-            if deadline is not None and time.monotonic() > deadline:
-                _say(self.director.observers, "out of time")
-                self.leave("out_of_time")
+            now = time.monotonic()
+            since = {number: since.get(number, now) for number in running["trials"]}
+            limit = self.director.limit(now - self.began, sum(now - start for start in since.values()))
+            if limit is not None and not self.director.stopping:
+                _say(self.director.observers, limit.text)
+                self.leave(limit.reason)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -177,7 +191,7 @@ class _Performance:
             if self.director.stopping:
                 raise KeyboardInterrupt
             _say(self.director.observers, "stopping; what has ended is kept")
-            end: End = "interrupted" if number == signal.SIGINT else "terminated"
+            end: Ending = "interrupted" if number == signal.SIGINT else "terminated"
             # Not from here: the handler may have interrupted a call of Ray's that holds its locks.
             threading.Thread(target=self.leave, args=(end,), daemon=True).start()
 

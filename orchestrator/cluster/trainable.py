@@ -10,7 +10,11 @@ from ray import tune
 
 
 class GangClient(tune.Trainable):  # type: ignore[misc]
-    """Asks the desk how an order ends, in steps short enough for Tune to interrupt. The order itself is there already."""
+    """Asks the desk for news of an order, in steps short enough for Tune to interrupt. The order itself is there already.
+
+    A step returns the order's outcome, a report that the scheduler has to judge, or that nothing was heard; the first alone
+    is the end.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._config = config
@@ -21,8 +25,9 @@ class GangClient(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         desk = ray.get_actor(self._config["desk"], namespace=self._config["namespace"])
-        outcome = ray.get(desk.outcome.remote(self._config["number"]))
-        return {"done": outcome is not None, "outcome": json.dumps(outcome)}
+        news = ray.get(desk.news.remote(self._config["number"])) or {}
+        outcome, report = news.get("outcome"), news.get("report")
+        return {"done": outcome is not None, "outcome": json.dumps(outcome), "report": json.dumps(report)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a trial's state is in the sweep's folder and the stage store."""

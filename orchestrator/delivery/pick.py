@@ -14,8 +14,7 @@ from orchestrator.data.splits import open_test_split
 from orchestrator.errors import NoFeasibleTrialError, UsageError, nearest_name
 from orchestrator.measure.accuracy import classification
 from orchestrator.measure.runtime import Runtime
-from orchestrator.pareto.front import Front, costs_of
-from orchestrator.pareto.selection import weighted_index
+from orchestrator.pareto.front import Front, costs_of, weighted_point
 from orchestrator.results.store import Home, Sweep
 from orchestrator.results.trial_result import TrialResult
 from orchestrator.spec.job import Job
@@ -53,15 +52,13 @@ def choose(front: Front, wish: Wish) -> TrialResult:
             raise UsageError(f"--trial must name a complete, feasible trial; given {wish.trial!r}; nearest: {near}")
         return found[wish.trial]
     metrics = [objective.metric for objective in front.objectives]
-    for metric in [*([wish.best] if wish.best else []), *(wish.weights or {})]:
-        if metric not in metrics:
-            raise UsageError(f"must be one of the objectives {', '.join(metrics)}; given {metric!r}")
-    costs = costs_of(front.points, front.objectives)
     if wish.best is not None:
+        if wish.best not in metrics:
+            raise UsageError(f"--best must be one of the objectives {', '.join(metrics)}; given {wish.best!r}")
+        costs = costs_of(front.points, front.objectives)
         return front.points[int(np.argmin(costs[:, metrics.index(wish.best)]))]
     if wish.weights is not None:
-        weights = np.array([wish.weights.get(metric, 0.0) for metric in metrics])
-        return front.points[weighted_index(costs, weights)]
+        return weighted_point(front, wish.weights, "--weights")
     return front.knee
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,12 +32,12 @@ class Latency:
     high_ms: float
 
 
-def call_latency_ms(call: Callable[[], object], rounds: int) -> Latency:
-    """The latency, after a warm-up, of `rounds` calls or a quarter of a second of them.
+def call_latency_ms(call: Callable[[], object], rounds: int, seconds: float | None = None) -> Latency:
+    """The latency, after a warm-up, of `rounds` calls or of `seconds` of them, a quarter of one unless told otherwise.
 
     The more of the two: a call of some microseconds would otherwise be judged by a moment in which the clock rate moved.
     """
-    return _measured(lambda: _clocked_ms(call), rounds)
+    return _measured(lambda: _clocked_ms(call), rounds, seconds)
 
 
 def cuda_latency_ms(call: Callable[[], object], rounds: int) -> Latency:
@@ -70,9 +72,9 @@ def median_ranks(count: int) -> tuple[int, int]:
     return low, count + 1 - low
 
 
-def _measured(timed_ms: Callable[[], float], rounds: int) -> Latency:
+def _measured(timed_ms: Callable[[], float], rounds: int, seconds: float | None = None) -> Latency:
     _repeated(timed_ms, _WARM_UP_ROUNDS, _WARM_UP_S)
-    times = np.sort(_repeated(timed_ms, rounds, _LEAST_S))
+    times = np.sort(_repeated(timed_ms, rounds, _LEAST_S if seconds is None else seconds))
     low, high = median_ranks(len(times))
     return Latency(float(np.median(times)), float(np.percentile(times, 95)), float(times[low - 1]), float(times[high - 1]))
 
@@ -89,6 +91,15 @@ def _clocked_ms(call: Callable[[], object]) -> float:
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
+
+
+@functools.cache
+def processor_model() -> str:
+    """What this machine's processor is called, or its architecture where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 @contextlib.contextmanager

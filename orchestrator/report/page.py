@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from orchestrator.pareto.front import Front, find_front, history
+from orchestrator.pareto.front import Front, find_front, history, originals
 from orchestrator.report.figures import scatter, volume
 from orchestrator.results.files import replace
 from orchestrator.results.store import Sweep
@@ -28,10 +28,11 @@ code,pre{background:#f4f4f4;padding:.1rem .3rem}pre{padding:.8rem;overflow-x:aut
 def write_report(sweep: Sweep, job: Job) -> Path:
     """Write `report.html` of a sweep from its facts."""
     results = sweep.results()
-    front = find_front(results, job.objectives)
+    replicate_of = originals(sweep.proposals())
+    front = find_front(results, job.objectives, replicate_of)
     metrics = [objective.metric for objective in job.objectives]
     figures = [scatter(front, x, metrics[0]) for x in metrics[1:]] if front.points else []
-    figures.append(volume(history(results, job.objectives)))
+    figures.append(volume(history(results, job.objectives, replicate_of)))
     drawn = [
         figure.to_html(
             full_html=False, include_plotlyjs="inline" if first else False, config={"displaylogo": False, "responsive": True}

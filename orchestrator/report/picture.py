@@ -9,16 +9,17 @@ from orchestrator.report.figures import with_unit
 
 
 def draw_front(front: Front, title: str, path: Path) -> None:
-    """Draw the first objective over each of the others as a PNG."""
+    """Draw the first objective over each of the others as a PNG; alone it is drawn over the trials' numbers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     metrics = [objective.metric for objective in front.objectives]
-    figure = Figure(figsize=(5.2 * (len(metrics) - 1), 4.2), dpi=150, layout="constrained")
+    across: list[str | None] = [*metrics[1:]] or [None]
+    figure = Figure(figsize=(5.2 * len(across), 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     on_front = {point.number for point in front.points}
-    for axes, x in zip(figure.subplots(1, len(metrics) - 1, squeeze=False)[0], metrics[1:], strict=True):
+    for axes, x in zip(figure.subplots(1, len(across), squeeze=False)[0], across, strict=True):
         others = [result for result in front.results if result.number not in on_front]
         for results, look in (
             (others, {"color": "#B0B0B0", "s": 22, "label": "dominated"}),
@@ -39,13 +40,17 @@ def draw_front(front: Front, title: str, path: Path) -> None:
                 },
             ),
         ):
-            axes.scatter([r.measurements[x] for r in results], [r.measurements[metrics[0]] for r in results], **look)
-        axes.set(xlabel=x, ylabel=metrics[0], xscale="log")
+            places = [r.number if x is None else r.measurements[x] for r in results]
+            axes.scatter(places, [r.measurements[metrics[0]] for r in results], **look)
+        axes.set(xlabel=x or "trial", ylabel=metrics[0])
+        axes.grid(alpha=0.25)
+        if x is None:
+            continue
+        axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: with_unit(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", labelsize=8)  # a narrow logarithmic axis has many
-        axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
     partial = path.with_name(f".{path.name}")

@@ -101,18 +101,33 @@ class Sweep:
 
     def proposals(self) -> list[Proposal]:
         """All proposals by number."""
-        trees = [read_json(folder / "proposal.json") for folder in self._folders()]
+        trees = [_fact(folder / "proposal.json") for folder in self._folders()]
         return [Proposal(**tree) for tree in trees if tree is not None]
+
+    def proposal(self, number: int) -> Proposal | None:
+        """What was asked under a number, or None where there is none."""
+        tree = _fact(self.trial_folder(number) / "proposal.json")
+        return None if tree is None else Proposal(**tree)
 
     def result(self, number: int) -> TrialResult | None:
         """How a trial ended, or None while it has not."""
-        tree = read_json(self.trial_folder(number) / "result.json")
+        tree = _fact(self.trial_folder(number) / "result.json")
         return None if tree is None else TrialResult.from_json(tree)
 
     def results(self) -> list[TrialResult]:
         """All ended trials by number."""
         found = [self.result(int(folder.name[1:])) for folder in self._folders()]
         return [result for result in found if result is not None]
+
+    def mend(self) -> list[Path]:
+        """Rename facts that are no JSON to `*.broken`, and return them: what they were about can then be recorded again.
+
+        Facts are whole or absent, so none should be. A machine that lost its power, or a copy that was cut short, can still
+        leave one. Only whoever holds the sweep's lock may call this.
+        """
+        files = [folder / name for folder in self._folders() for name in ("proposal.json", "result.json")]
+        broken = [file for file in files if file.exists() and _fact(file) is None]
+        return [file.replace(file.with_name(f"{file.name}.broken")) for file in broken]
 
     def test_record(self, number: int) -> dict[str, Any] | None:
         """What the test split said of a trial, or None while it was not opened for it."""
@@ -132,3 +147,11 @@ class Sweep:
         if not folder.is_dir():
             return []
         return sorted((path for path in folder.iterdir() if re.fullmatch(r"t\d{4,}", path.name)), key=lambda p: int(p.name[1:]))
+
+
+def _fact(path: Path) -> Any:
+    """The content of a fact; None where there is none, or one that is no JSON: a sweep can be read all the same."""
+    try:
+        return read_json(path)
+    except ValueError:
+        return None

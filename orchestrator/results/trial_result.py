@@ -17,6 +17,9 @@ class Proposal:
         number: counts from 0; the baseline is number 0.
         told: the trials whose ends the search was told after the proposal before this one, in that order. It is what makes a
             search repeatable: a sampler may note at a proposal what it knew then.
+        continues: the stopped trial that goes on here.
+        replicate_of: the trial that is trained again here with another seed.
+        derived_from: the trial whose network is shipped here in another form.
     """
 
     number: int
@@ -24,6 +27,14 @@ class Proposal:
     recipe: dict[str, Any]
     source: str = "sampler"
     told: list[int] = field(default_factory=list)
+    continues: int | None = None
+    replicate_of: int | None = None
+    derived_from: int | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is a point of its own, which the budget of trials counts."""
+        return self.continues is None and self.replicate_of is None and self.derived_from is None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,6 +57,7 @@ class TrialResult:
 
     Args:
         measurements: plain numbers and words measured on the exported file; empty unless COMPLETE.
+        gate: what was known of the recipe's network before it was trained, by metric.
         constraints: metric to amount, <= 0 where satisfied.
         curve: one mapping per epoch, with `stage`, `epoch` and what was seen.
         failure: `class`, `message` and `traceback` of a trial that did not complete.
@@ -55,6 +67,7 @@ class TrialResult:
     state: State
     choice: dict[str, Any]
     measurements: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, float] = field(default_factory=dict)
     constraints: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     stages: list[StageRecord] = field(default_factory=list)

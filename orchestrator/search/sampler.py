@@ -12,8 +12,15 @@ from orchestrator.spec.space import Choice
 class Sampler(Protocol):
     """Proposes points of a search space, and is told how they ended."""
 
+    def has_more(self) -> bool:
+        """Whether there is a point left to propose. A grid ends, and so does every search of a space with few points."""
+
     def ask(self, number: int) -> Choice:
-        """The point of proposal `number`. The same facts in the same order give the same point."""
+        """The point of proposal `number`. The same facts in the same order give the same point.
+
+        Raises:
+            SpaceExhausted: every point was proposed before.
+        """
 
     def tell(self, result: TrialResult) -> None:
         """Take in how a proposal ended."""

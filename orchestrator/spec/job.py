@@ -8,26 +8,71 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.spec.names import NEEDS
+from orchestrator.spec.names import KNOWN_LATE, NEEDS
 from orchestrator.spec.objective import Constraint, Metric, Objective
 from orchestrator.spec.recipe import Recipe, Strict, violation
-from orchestrator.spec.space import SearchSpace, value_at
+from orchestrator.spec.space import SearchSpace, Value, value_at
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class SearchSettings(Strict):
-    """How the next recipe is proposed. `tpe`, `nsga2` and `random` are Optuna's samplers of those names."""
+    """How the next recipe is proposed; docs/methods/search.md says which sampler when.
 
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    `random`, `tpe`, `nsga2`, `nsga3` and `gp` are Optuna's, `qmc` is a scrambled Sobol sequence, `grid` every combination.
+
+    Args:
+        num_startup: proposals that `tpe` and `gp` make at random before they model; the population of `nsga2` and `nsga3`.
+        grid_points: values that `grid` takes from a float hole that has no step, both ends among them.
+        seeds: points that are proposed first, in this order, each as dotted path to value. A hole that one leaves out keeps
+            the recipe's own value.
+    """
+
+    sampler: Literal["random", "qmc", "tpe", "nsga2", "nsga3", "gp", "grid"] = "tpe"
     num_startup: Annotated[int, Field(ge=1)] = 8
+    grid_points: Annotated[int, Field(ge=2, le=1000)] = 5
+    seeds: list[dict[str, Value]] = Field(default_factory=list)
+
+
+class PlateauSettings(Strict):
+    """No gain: over the last `trials` fresh trials the hypervolume grew by no more than the fraction `gain` of what it is."""
+
+    trials: Annotated[int, Field(ge=1, le=100_000)]
+    gain: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
 
 
 class BudgetSettings(Strict):
-    """When a sweep ends: after `trials` fresh proposals, or earlier after `hours` of wall clock."""
+    """When a sweep ends: after `trials` fresh proposals, or earlier at whichever of the other limits comes first.
+
+    `trials`, `device_hours`, `failures` and `plateau` look at all facts of the sweep, whatever run they come from; `hours` is
+    the wall clock of one run, from its start, and begins anew when the sweep is resumed. `seeds` spends more at the end: each
+    point of the front is trained with that many seeds in all.
+    """
 
     trials: Annotated[int, Field(ge=1, le=100_000)] = 24
     hours: Annotated[float, Field(gt=0.0)] | None = None
+    device_hours: Annotated[float, Field(gt=0.0)] | None = None
+    failures: Annotated[int, Field(ge=1)] | None = None
+    plateau: PlateauSettings | None = None
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class StoppingSettings(Strict):
+    """Which trials are ended before their last training is: those that others at the same epoch leave behind.
+
+    Args:
+        min_epochs: of its last training that a trial has in any case; it is judged there and at each `reduction_factor` times
+            as many epochs.
+        reduction_factor: about one in so many goes on.
+        control_fraction: of trials that are never stopped, so that what stopping costs can be seen.
+        promote: when the fresh trials are used up, stopped ones go on that are wanted by then.
+    """
+
+    method: Literal["none", "successive_halving"] = "none"
+    min_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    reduction_factor: Annotated[int, Field(ge=2, le=100)] = 3
+    control_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    promote: bool = False
 
 
 class ResourceSettings(Strict):
@@ -53,9 +98,10 @@ class Job(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     recipe: Recipe
     space: SearchSpace
-    objectives: Annotated[list[Objective], Field(min_length=2, max_length=4)]
+    objectives: Annotated[list[Objective], Field(min_length=1, max_length=4)]
     constraints: dict[Metric, Constraint] = Field(default_factory=dict)
     search: SearchSettings = SearchSettings()
+    stopping: StoppingSettings = StoppingSettings()
     budget: BudgetSettings = BudgetSettings()
     resources: ResourceSettings = ResourceSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -94,6 +140,13 @@ class Job(Strict):
             setting = NEEDS.get(metric)
             if setting is not None and not value_at(recipe, setting):
                 raise violation(f"set recipe.{setting} when {metric} is asked for")
+        return self
+
+    @model_validator(mode="after")
+    def _tells_what_stopping_needs(self) -> Self:
+        late = [objective.metric for objective in self.objectives if objective.metric in KNOWN_LATE]
+        if late and self.stopping.method != "none":
+            raise violation(f"have stopping.method none when {late[0]} is an objective: it is known at the end of a trial only")
         return self
 
     def tree(self) -> dict[str, Any]:

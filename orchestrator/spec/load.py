@@ -20,6 +20,7 @@ from orchestrator.errors import JobError, nearest_name
 from orchestrator.spec.complaint import demand, job_error, shown
 from orchestrator.spec.job import Job
 from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.seeding import check_seeds
 from orchestrator.spec.source import NUMBER_READ_AS_TEXT, YAML_ERRORS, Document, Keys, read_yaml
 from orchestrator.spec.space import Value, value_at, with_value
 
@@ -58,6 +59,7 @@ def job_from_tree(document: Document) -> Job:
     except ValidationError as error:
         raise job_error(error, document) from None
     _check_space(job, document)
+    check_seeds(job, document)
     return job
 
 

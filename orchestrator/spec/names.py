@@ -116,3 +116,17 @@ MAXIMIZED = frozenset(
 
 # What is measured only when the recipe says how.
 NEEDS = {"robust_accuracy": "measurement.attack", "explanation_similarity": "measurement.num_explained"}
+
+# What only a trained file tells. Accuracy can be followed by epoch, and the rest is known before training.
+KNOWN_LATE = frozenset(
+    {
+        "worst_class_accuracy",
+        "robust_accuracy",
+        "calibration_error",
+        "flip_rate",
+        "explanation_similarity",
+        "agreement",
+        "precision_drift",
+        "sparsity",
+    }
+)

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.pareto.front import Front
 from orchestrator.results.store import Home, Sweep
-from orchestrator.results.trial_result import TrialResult
+from orchestrator.results.trial_result import TrialResult, trial_id
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import resolved_text
 from orchestrator.spec.space import value_at
@@ -117,6 +117,7 @@ class MlflowTracker:
             f"{TAG}.feasible": str(result.feasible).lower(),
             f"{TAG}.pareto": "false",
             f"{TAG}.failure": (result.failure or {}).get("class", ""),
+            **self._origin(result.number),
             **{f"{TAG}.{key}": str(result.measurements[key]) for key in ("executor", "device") if key in result.measurements},
         }
         run = self._client.create_run(self._experiment, start_time=start, run_name=f"{self._sweep.name}-{result.id}", tags=tags)
@@ -132,6 +133,13 @@ class MlflowTracker:
             self._client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
         self._client.set_terminated(run_id, "FAILED" if result.state == "FAILED" else "FINISHED", end_time=end)
         self._children[result.number] = run_id
+
+    def _origin(self, number: int) -> dict[str, str]:
+        """Of which trial this one is a replicate, a continuation or another form."""
+        proposal = self._sweep.proposal(number)
+        origins = ("continues", "replicate_of", "derived_from")
+        found = {name: getattr(proposal, name, None) for name in origins}
+        return {f"{TAG}.{name}": trial_id(origin) for name, origin in found.items() if origin is not None}
 
     def _filled(self, result: TrialResult) -> dict[str, Any]:
         """Every hole of the space: as chosen, or as the recipe has it where it was not asked."""

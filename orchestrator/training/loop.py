@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from orchestrator.training.checkpoint import Checkpoint, check_tensors, load_tensors, tensors_of
 from orchestrator.training.losses import Losses
 from orchestrator.training.optimizers import make_optimizer
 from orchestrator.training.precision import arithmetic, loss_scaler
@@ -63,27 +65,34 @@ def fit(
     after_step: Callable[[], None] = lambda: None,
     perturb: Perturb | None = None,
     repeats: int = 1,
+    after_epoch: Callable[[int, Callable[[], Checkpoint]], None] = lambda epoch, checkpoint: None,
+    start: Checkpoint | None = None,
 ) -> None:
     """Train `model` in place.
 
+    From a checkpoint it ends where it would have ended anyway, bit for bit, if `perturb` and `loss` carry nothing from epoch to
+    epoch, draws are seeded where `batches` is called, and `on_epoch` shares the statistics, as `accuracy` does.
+
     Args:
-        batches: called with each epoch's number, from 0.
+        batches: called with each epoch's number, from 0, when it begins.
         steps_per_epoch: how many batches an epoch has.
         on_epoch: called on every rank with the epoch's number and its mean loss over all ranks; may raise to end training.
-            Returns the validation score, the higher the better and the same on every rank; only "plateau" looks at it.
+            Returns the validation score, the higher the better and the same on every rank, for "plateau".
         on_step: called on every rank before each step with its number, counted over all epochs; may raise as well.
         after_step: called after each step of the optimizer, on every rank.
         perturb: called once a step with the plain network (not DDP's), in training mode and outside autocast, and the whole
-            batch. It must leave the weights' gradients alone: torch.autograd.grad, not backward. What it returns may require
-            a gradient, and the step's own backward pass then leaves one there.
+            batch. It must leave the weights' gradients alone (torch.autograd.grad). What it returns may require a gradient,
+            and the step's own backward pass then leaves one there.
         repeats: how many steps each batch is used for; the schedule and `on_step` count them all.
+        after_epoch: called last, on every rank, with what gives the checkpoint to go on from; may raise as well.
+        start: a checkpoint that `check_start` takes, the same on every rank; epochs before it are not run again.
 
     Raises:
         DivergedError: on every rank, at most 20 steps after a loss that is not finite; `Losses` says when fp16 bears one.
         ValueError: "plateau" without a score.
     """
     training = _Training(model, loss, how, process, how.epochs * steps_per_epoch * repeats)
-    for epoch in range(how.epochs):
+    for epoch in range(training.resume(start), how.epochs):
         training.begin(epoch)
         for batch in batches(epoch):
             for _ in range(repeats):
@@ -92,6 +101,23 @@ def fit(
                     training.step(batch, perturb)
                     after_step()
         training.judged(on_epoch(epoch, training.losses.mean()))
+        after_epoch(epoch, functools.partial(training.checkpoint, epoch + 1))
+
+
+def check_start(start: Checkpoint, model: nn.Module, how: Fit, num_steps: int) -> None:
+    """Hold a checkpoint to the training that is to go on from it.
+
+    Args:
+        num_steps: of all epochs, repeats included.
+
+    Raises:
+        ValueError: it is of another network, of other settings, or of another number of steps.
+    """
+    if (given := start.facts.get("fit")) != asdict(how):
+        raise ValueError(f"the training must be {asdict(how)}; the checkpoint's is {given}")
+    if (total := start.facts.get("total")) != max(1, num_steps):
+        raise ValueError(f"the training must have {num_steps} steps; the checkpoint's has {total}")
+    check_tensors(start.tensors, model)
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str, process: Process) -> float:
@@ -126,6 +152,33 @@ class _Training:
     @property
     def progress(self) -> float:
         return min(self.num_steps / self.total, 1.0)
+
+    def checkpoint(self, epochs: int) -> Checkpoint:
+        """What is needed to go on after so many epochs."""
+        facts = {
+            "fit": asdict(self.how),
+            "total": self.total,
+            "epochs": epochs,
+            "num_steps": self.num_steps,
+            "scores": list(self.scores),
+            "scaler": self.scaler.state_dict(),
+            "bad_in_a_row": self.losses.bad_in_a_row,
+            "training": self.model.training,
+        }
+        return Checkpoint(tensors_of(self.model, self.optimizer), facts)
+
+    def resume(self, start: Checkpoint | None) -> int:
+        """Be as the training was; returns how many epochs it had done."""
+        if start is None:
+            return 0
+        load_tensors(self.model, self.optimizer, start.tensors)
+        facts = start.facts
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
+        self.num_steps, self.scores = facts["num_steps"], list(facts["scores"])
+        self.losses.bad_in_a_row = facts["bad_in_a_row"]
+        self.model.train(facts["training"])
+        return int(facts["epochs"])
 
     def begin(self, epoch: int) -> None:
         self.graph.train()

@@ -22,6 +22,8 @@ class Losses:
         model: what trains; its weights and statistics are looked at when an epoch ends.
         scaled: whether losses are scaled. A step whose gradients overflowed was then skipped, and a loss that was not finite
             is left out of the mean, unless the network was harmed, or 20 losses in a row or all of an epoch were like that.
+
+    `bad_in_a_row` is how many losses up to now were like that; it alone goes on from epoch to epoch.
     """
 
     def __init__(self, process: Process, model: nn.Module, *, scaled: bool) -> None:
@@ -30,7 +32,7 @@ class Losses:
         # A mask may be infinite by design.
         self._finite = [tensor for tensor in tensors if tensor.is_floating_point() and bool(tensor.isfinite().all())]
         self._recent = torch.zeros(LOOK_EVERY, device=process.device)
-        self._bad_in_a_row = 0
+        self.bad_in_a_row = 0
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
@@ -68,11 +70,11 @@ class Losses:
         first_bad = None
         for step, value in enumerate(values, start=self._looked_at):
             if math.isfinite(value):
-                self._total, self._num_finite, self._bad_in_a_row = self._total + value, self._num_finite + 1, 0
+                self._total, self._num_finite, self.bad_in_a_row = self._total + value, self._num_finite + 1, 0
                 continue
-            self._bad_in_a_row += 1
+            self.bad_in_a_row += 1
             first_bad = first_bad or (value, step)
-            if not self._scaled or self._bad_in_a_row >= LOOK_EVERY:
+            if not self._scaled or self.bad_in_a_row >= LOOK_EVERY:
                 raise self._diverged(value, step)
         if first_bad and not self._network_is_finite():
             raise self._diverged(*first_bad)

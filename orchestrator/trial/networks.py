@@ -17,6 +17,7 @@ from orchestrator.training.process import laid_out
 from orchestrator.trial.calibration import calibration_images
 from orchestrator.trial.cutting import cut_in_steps
 from orchestrator.trial.fitting import train
+from orchestrator.trial.preflight import gate_cut
 from orchestrator.trial.quantizing import layer_bits, remembered_bits, with_quantizers
 from orchestrator.trial.work import Network, Work
 from orchestrator.trial.workshop import Teacher
@@ -83,6 +84,8 @@ def prune(work: Work, student: Network, teacher: Network | None) -> Network:
         model = reshape_to(work.fresh(work.recipe.model), student.model.state_dict())
         done = 0
         for step, _ in enumerate(cut_in_steps(work, model), start=1):
+            if step == pruning.steps:
+                gate_cut(work, model)
             epochs = pruning.epochs * step // pruning.steps - done
             train(
                 work,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -21,6 +21,7 @@ class Order:
         threads: of torch, per worker.
         device: "cpu" or "cuda".
         attempt: names this try in the facts.
+        objectives: metrics that something decides on while the trial runs (a stopping rule); the gate measures them early.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Order:
     threads: int = 1
     device: str = "cpu"
     attempt: str = "a1"
+    objectives: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

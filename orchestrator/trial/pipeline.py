@@ -1,6 +1,6 @@
 """READ FIRST: one recipe end to end.
 
-    preflight -> teacher -> student -> prune -> quantize -> export -> measure
+    preflight and gate -> teacher -> student -> prune -> quantize -> export -> measure
 
 Every rank of a gang runs this function with the same order. Networks are made together; the file is written and measured by
 rank 0 alone, while the others go back to wait for the next order. Whatever happens, the trial ends as a TrialResult.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.errors import TrialAbandoned, TrialError, TrialStopped, UnbuildableError
+from orchestrator.errors import GatedError, TrialAbandoned, TrialError, TrialStopped, UnbuildableError
 from orchestrator.results.files import as_json, replace
 from orchestrator.results.trial_result import State, TrialResult
 from orchestrator.spec.objective import Constraint
@@ -26,7 +26,7 @@ from orchestrator.training.process import keep_memory
 from orchestrator.trial.host import TrialHost
 from orchestrator.trial.networks import prune, quantize, train_student, train_teacher
 from orchestrator.trial.order import Order
-from orchestrator.trial.preflight import preflight
+from orchestrator.trial.preflight import gate_cut, preflight
 from orchestrator.trial.ship import export, measure, weights_of
 from orchestrator.trial.work import Network, Work
 from orchestrator.trial.workshop import Workshop
@@ -35,8 +35,8 @@ from orchestrator.trial.workshop import Workshop
 def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
     """Run one recipe and return how it ended; rank 0's result is the trial's.
 
-    Errors of the recipe (it cannot be built, it diverged) are raised on all ranks alike and become results here. Any other
-    exception does too when no other rank waits for this one; while they train together it is raised.
+    Errors of the recipe (it cannot be built, it breaks a bound, it diverged) are raised on all ranks alike and become results
+    here. Any other exception does too when no other rank waits for this one; while they train together it is raised.
     """
     started = time.time()
     work: Work | None = None
@@ -52,7 +52,7 @@ def run_trial(order: Order, host: TrialHost, workshop: Workshop) -> TrialResult:
         raise
     except TrialStopped:
         return _result(order, host, work, "STOPPED", started)
-    except UnbuildableError as error:
+    except (UnbuildableError, GatedError) as error:
         return _result(order, host, work, "INFEASIBLE", started, failure=_failure(error))
     except TrialError as error:
         return _result(order, host, work, "FAILED", started, failure=_failure(error))
@@ -68,6 +68,8 @@ def _walk(work: Work) -> dict[str, Any]:
     teacher = train_teacher(work)
     student = train_student(work, teacher)
     pruned = prune(work, student, teacher)
+    if work.recipe.quantization.method == "qat":
+        gate_cut(work, pruned.model)
     quantized = quantize(work, pruned, teacher)
     if not work.process.first:
         return {}
@@ -116,7 +118,9 @@ def _result(
         state=state,
         choice=order.choice,
         measurements=measured,
-        constraints={metric: bound.amount(measured[metric]) for metric, bound in bounds.items() if metric in measured},
+        gate=work.gate if work else {},
+        constraints=(work.amounts if work else {})
+        | {metric: bound.amount(measured[metric]) for metric, bound in bounds.items() if metric in measured},
         curve=work.curve if work else [],
         stages=work.stages if work else [],
         failure=failure,

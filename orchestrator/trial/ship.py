@@ -70,19 +70,26 @@ def measure(work: Work, network: Network, dense: Network, path: Path) -> dict[st
     runtime = Runtime(path, settings.threads)
     logits = runtime.logits(val.images, work.process.permit)
     judged = classification(logits, val.labels) | _audit(work, network, dense, runtime, logits)
-    one = np.ascontiguousarray(val.images[:1], dtype=np.float32)
-    with work.host.measuring(), pinned(settings.threads):
-        latency = call_latency_ms(lambda: runtime(one), settings.rounds)
     return {
         **judged,
-        "latency_ms": latency.median_ms,
-        "latency_ms_p95": latency.p95_ms,
-        "latency_ms_low": latency.low_ms,
-        "latency_ms_high": latency.high_ms,
+        **call_latency(work, runtime, settings.rounds),
         "size_bytes": path.stat().st_size,
         "executor": f"{runtime.executor} {runtime.version}",
         "device": "cpu",
         "num_eval_samples": len(val),
+    }
+
+
+def call_latency(work: Work, runtime: Runtime, rounds: int, seconds: float | None = None) -> dict[str, float]:
+    """Latency of single calls of an open file, alone on the machine: the median with its interval, and the 95th percentile."""
+    one = np.ascontiguousarray(work.material.splits.val.images[:1], dtype=np.float32)
+    with work.host.measuring(), pinned(work.recipe.measurement.threads):
+        latency = call_latency_ms(lambda: runtime(one), rounds, seconds)
+    return {
+        "latency_ms": latency.median_ms,
+        "latency_ms_p95": latency.p95_ms,
+        "latency_ms_low": latency.low_ms,
+        "latency_ms_high": latency.high_ms,
     }
 
 

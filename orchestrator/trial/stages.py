@@ -1,10 +1,12 @@
 """The stage store: what a stage made, kept under a hash of everything that it depends on.
 
 A folder `<key>/` is whole or absent. One process computes a key while the others wait for it; a failure is never kept.
+`<key>.partial/` is what a stage under way works in, and where its checkpoints outlive a process that is stopped or killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, TrialError
 from orchestrator.results.files import exclusive
 from orchestrator.training.process import Process
 
@@ -105,15 +107,30 @@ class StageStore:
                 return folder, state == "hit"
             time.sleep(_TICK_S)
 
+    def under_way(self, key: str) -> Path:
+        """Where whoever makes a stage keeps checkpoints, for the next who makes it. There is no such folder once it is made."""
+        return self.root / f"{key}.partial"
+
     def _fill(self, folder: Path, make: Callable[[Path], None]) -> None:
-        """Make into a folder beside the place, and move it there whole."""
-        partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
+        """Make into a folder beside the place, and move it there whole.
+
+        Checkpoints stay when the making is cut short, and go when it is done, or failed by the recipe's fault: it would again.
+        """
+        under_way = self.under_way(folder.name)
+        partial = under_way / uuid.uuid4().hex
         partial.mkdir(parents=True)
+        over = False
         try:
             make(partial)
             partial.rename(folder)
+            over = True
+        except TrialError:
+            over = True
+            raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(under_way if over else partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                under_way.rmdir()  # fails where there is a checkpoint
 
 
 def _while_others_wait(process: Process, work: Callable[[], None]) -> None:

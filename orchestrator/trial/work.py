@@ -41,7 +41,10 @@ class Work:
     Args:
         stages: what was done, in order.
         curve: one mapping per epoch: stage, epoch, loss, val_accuracy.
+        gate: what is known of the network before it is trained, by metric.
+        amounts: how far that lies outside the order's constraints.
         alone: whether the other ranks have left the trial.
+        under_way: where the stage that is being made keeps its checkpoint.
     """
 
     order: Order
@@ -51,7 +54,10 @@ class Work:
     material: Material
     stages: list[StageRecord] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    gate: dict[str, float] = field(default_factory=dict)
+    amounts: dict[str, float] = field(default_factory=dict)
     alone: bool = False
+    under_way: Path | None = None
 
     @property
     def process(self) -> Process:
@@ -107,6 +113,7 @@ class Work:
 
         def fill(folder: Path) -> None:
             seed = derived_seed(self.order.sweep_seed, key)
+            self.under_way = self.workshop.store.under_way(key)
             with seeded(seed):
                 model = make(seed)
             if self.process.first:

@@ -35,7 +35,7 @@ import beside_the_job
 print(sys.path.count(sys.path[0]), sys.path[0])
 """
 
-COMMANDS = ["check", "plan", "run", "trial", "front", "pick", "report", "ui"]
+COMMANDS = ["check", "plan", "run", "resume", "trial", "front", "pick", "report", "ui"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,7 +102,7 @@ def test_check_and_plan_write_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere", "../nowhere", "a/b", ""])
-@pytest.mark.parametrize("command", ["front", "pick", "report"])
+@pytest.mark.parametrize("command", ["front", "pick", "report", "resume"])
 def test_a_sweep_that_is_not_there_is_named(command: str, name: str, tmp_path: Path) -> None:
     extra = ["--knee"] if command == "pick" else []
     told = orchestrator(command, name, *extra, home=tmp_path / "home")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import FrozenTrial
 
 from orchestrator.cluster.director import Director
 from orchestrator.results.store import Home, Sweep
 from orchestrator.results.trial_result import Proposal, TrialResult
-from orchestrator.search.optuna_sampler import OptunaSampler
+from orchestrator.search.proposer import Proposer
 from orchestrator.spec.job import Job
 from orchestrator.spec.space import fill
 from orchestrator.trial.order import Order
@@ -64,7 +65,7 @@ class Stage:
 
     def __init__(self, folder: Path, job: Job, slots: int = 2) -> None:
         self.sweep: Sweep = Home(folder).sweep("night")
-        self.sampler, self.diary, self.orders = OptunaSampler(job), Diary(), list[Order]()
+        self.sampler, self.diary, self.orders = Proposer(job), Diary(), list[Order]()
         stages = folder / "cache" / "stages"
         self.director = Director(job, self.sweep, self.sampler, stages, [self.diary], slots, "desk-1", self.orders.append)
 
@@ -85,7 +86,11 @@ class Stage:
 
     def states(self) -> list[str]:
         """How the study sees its trials."""
-        return [trial.state.name for trial in self.sampler._study.trials]
+        return [trial.state.name for trial in self.trials()]
+
+    def trials(self) -> list[FrozenTrial]:
+        """What was proposed, without the sampler's drafts, as the study has it."""
+        return [trial for trial in self.sampler._model._study.trials if "fixed_params" in trial.system_attrs]
 
 
 @pytest.fixture
@@ -197,8 +202,8 @@ def test_an_end_is_told_to_the_sampler_and_the_observers_as_the_facts_say(stage)
     stage.finish(0, "INFEASIBLE")
     assert stage.diary.told == [("proposed", 0), ("proposed", 1), ("COMPLETE", 1), ("INFEASIBLE", 0)]
     assert stage.states() == ["COMPLETE", "COMPLETE"]
-    assert [trial.number for trial in stage.sampler._study.best_trials] == [1]
-    assert stage.sampler._study.trials[1].values == [0.5, 11.0]
+    assert [trial.values for trial in stage.sampler._model._study.best_trials] == [[0.5, 11.0]]
+    assert stage.trials()[1].values == [0.5, 11.0]
 
 
 def test_a_failed_outcome_is_written_as_a_failed_result_and_told(stage):
@@ -338,7 +343,7 @@ def test_resuming_tells_the_sampler_what_ended(tmp_path):
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_an_interrupted_sweep_goes_on_as_it_would_have(tmp_path, sampler):
     def play(stage: Stage, upto: int) -> None:
-        while stage.director._next < upto:
+        while stage.director.facts.next_number < upto:
             stage.finish(stage.start())
 
     job = make_job(12, search={"sampler": sampler, "num_startup": 2})

@@ -252,6 +252,70 @@ def test_a_trial_that_is_given_up_is_no_longer_shown(abandoning):
     assert ledger.latest == {}
 
 
+# Rungs.
+
+
+def at_epoch(epoch: int, stage: str = "student") -> dict[str, Any]:
+    return {"stage": stage, "epoch": epoch, "val_accuracy": 0.5}
+
+
+def watched(*rungs: tuple[str, int]) -> Ledger:
+    ledger = desk(4)
+    ledger.watch(4, list(rungs))
+    lease(ledger)
+    return ledger
+
+
+def test_only_the_end_of_a_watched_epoch_awaits_judgement():
+    ledger = watched(("student", 2))
+    for event in ({"stage": "student", "epoch": 2, "step": 0}, at_epoch(1), at_epoch(2, "teacher"), at_epoch(3)):
+        ledger.report("g0", 4, event)
+        assert not ledger.awaits_judgement(4)
+    ledger.report("g0", 4, at_epoch(2))
+    assert ledger.awaits_judgement(4)
+    assert ledger.news(4) == {"report": {**at_epoch(2), "gate": {}}}
+
+
+def test_a_report_brings_all_that_the_gate_measured():
+    ledger = watched(("student", 0))
+    ledger.report("g0", 4, {"stage": "gate", "gate": {"macs": 9.0}})
+    ledger.report("g0", 4, {"stage": "gate", "gate": {"size_bytes": 7.0}})
+    ledger.report("g0", 4, at_epoch(0))
+    assert ledger.news(4) == {"report": {**at_epoch(0), "gate": {"macs": 9.0, "size_bytes": 7.0}}}
+
+
+@pytest.mark.parametrize(("goes_on", "verdict"), [(True, "go"), (False, "stop")])
+def test_a_judged_report_is_news_no_more_and_a_trial_obeys(goes_on, verdict):
+    ledger = watched(("student", 0))
+    assert ledger.report("g0", 4, at_epoch(0)) == "go"
+    ledger.judge(4, goes_on=goes_on)
+    assert (ledger.awaits_judgement(4), ledger.news(4)) == (False, None)
+    assert ledger.verdict(4) == ledger.report("g0", 4, at_epoch(1)) == verdict
+
+
+def test_nobody_waits_for_judgement_while_everything_is_given_up():
+    ledger = watched(("student", 0))
+    ledger.report("g0", 4, at_epoch(0))
+    ledger.abandon()
+    assert not ledger.awaits_judgement(4)
+    assert ledger.verdict(4) == "abandon"
+
+
+def test_what_a_lost_attempt_reported_is_not_judged_any_more():
+    ledger = watched(("student", 0))
+    ledger.report("g0", 4, at_epoch(0))
+    ledger.arrive("g0", "i1")
+    assert ledger.news(4) is None
+
+
+def test_the_end_is_the_last_news():
+    ledger = watched(("student", 0))
+    ledger.report("g0", 4, at_epoch(0))
+    ledger.finish("g0", 4, WRITTEN)
+    assert ledger.news(4) == {"outcome": WRITTEN}
+    assert not ledger.awaits_judgement(4)
+
+
 # The end.
 
 

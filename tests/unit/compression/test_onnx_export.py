@@ -63,7 +63,7 @@ def assert_computes_the_graph(path: Path, graph: nn.Module, digits: DeviceData, 
     assert float(np.isclose(got, wanted, rtol=1e-4, atol=1e-4).all(1).mean()) >= 0.9
 
 
-def integers(path: Path) -> dict[str, Any]:
+def integers(path: Path, shape: tuple[int, int, int] = (1, 8, 8)) -> dict[str, Any]:
     """Layer to the integers of its weight, as the runtime unpacks them."""
     proto = onnx.load(str(path))
     names = {
@@ -76,7 +76,7 @@ def integers(path: Path) -> dict[str, Any]:
     for name in made:
         proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT8, None))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    unpacked = dict(zip(made, session.run(made, {"image": np.zeros((1, 1, 8, 8), np.float32)}), strict=True)) if made else {}
+    unpacked = dict(zip(made, session.run(made, {"image": np.zeros((1, *shape), np.float32)}), strict=True)) if made else {}
     return {layer: {**stored, **unpacked}[name] for layer, name in names.items()}
 
 
@@ -477,7 +477,7 @@ def test_layers_of_tokens_are_whole_numbers_as_well(tmp_path: Path, make: Callab
     got = served(tmp_path / "model.onnx", images)
     assert (got.argmax(1) == wanted.argmax(1)).all()
     assert np.isclose(got, wanted, rtol=1e-3, atol=1e-3).all(1).mean() >= 0.9
-    stored = integers(tmp_path / "model.onnx")
+    stored = integers(tmp_path / "model.onnx", (3, 32, 32))
     assert set(stored) == set(grids.weights)
     for name, grid in grids.weights.items():
         assert int(np.abs(stored[name]).max()) <= 2 ** (grid.bits - 1) - 1

@@ -192,3 +192,19 @@ def test_weights_out_of_range_are_refused(weights):
         weighted_index(LINE, np.array(weights))
     with pytest.raises(ValueError, match=r"weights must have shape \(2,\); given \(3,\)"):
         weighted_index(LINE, np.ones(3))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 4), st.data())
+def test_knee_has_the_smallest_sum_where_the_plane_is_even(objectives, data):
+    """Each objective's minimum is the maximum of the others, so the plane is where scaled values add up to M - 1.
+
+    Whatever the units, the order of the points and that of the objectives.
+    """
+    inner = data.draw(hnp.arrays(np.float64, st.tuples(st.integers(1, 8), st.just(objectives)), elements=st.floats(0.01, 0.99)))
+    scaled = front_of(np.vstack([1.0 - np.eye(objectives), inner]))
+    assume(scaled.sum(axis=1).min() < objectives - 1 - 1e-6)
+    units = data.draw(hnp.arrays(np.float64, objectives, elements=st.sampled_from([1e-3, 1.0, 1e6])))
+    rows, columns = data.draw(st.permutations(range(len(scaled)))), data.draw(st.permutations(range(objectives)))
+    values = (scaled * units + units)[rows][:, columns]
+    assert scaled[rows[knee_index(values)]].sum() == pytest.approx(scaled.sum(axis=1).min(), abs=1e-9)

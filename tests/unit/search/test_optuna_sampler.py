@@ -1,26 +1,21 @@
-"""What every sampler behind the port has to do, and how Optuna's study is told.
-
-The contract is `search.sampler.Sampler`: ask, tell, know. A search is a list of facts: the same facts give the same proposals.
-"""
+"""How Optuna's study is told, and how facts are replayed. What every sampler has to do is in tests/contracts."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.search.optuna_sampler import OptunaSampler
 from orchestrator.search.sampler import replay
 from orchestrator.spec.job import Job
-from orchestrator.spec.space import fill, is_active, value_at
+from orchestrator.spec.space import value_at
 
-SAMPLERS = ("tpe", "nsga2", "random")
+SAMPLERS = ("random", "tpe", "nsga2", "nsga3")  # GP's seconds are spent in tests/contracts
 SPACE: dict[str, Any] = {
     "pruning.ratio": {"float": [0.0, 0.8]},
     "distillation.weight": {"float": [0.0, 0.75], "step": 0.25},
@@ -77,7 +72,21 @@ def ended(proposal: Proposal, state: str = "COMPLETE") -> TrialResult:
 
 def measured(number: int, accuracy: float, size: float) -> TrialResult:
     measurements = {"accuracy": accuracy, "size_bytes": size}
-    return TrialResult(number, "COMPLETE", {}, measurements, {"size_bytes": size - LIMIT}, ended=float(number))
+    return TrialResult(number, "COMPLETE", {}, measurements, constraints={"size_bytes": size - LIMIT}, ended=float(number))
+
+
+def known(sampler: OptunaSampler) -> list[FrozenTrial]:
+    """The trials of the study, without the drafts: what is known was enqueued with its values."""
+    trials = sampler._study.trials
+    drafts = [trial for trial in trials if "fixed_params" not in trial.system_attrs]
+    assert {trial.state for trial in drafts} <= {TrialState.FAIL}
+    return [trial for trial in trials if trial not in drafts]
+
+
+def best(sampler: OptunaSampler) -> list[int]:
+    """Which of the known trials are the best, by their place among them."""
+    best_trials = sampler._study.best_trials
+    return [index for index, trial in enumerate(known(sampler)) if trial in best_trials]
 
 
 def search(
@@ -98,43 +107,6 @@ def search(
     return proposals, results
 
 
-# Proposals.
-
-
-@every_sampler
-def test_every_proposal_lies_in_its_domains_and_fills_the_recipe(name):
-    job = make_job(name)
-    proposals, _ = search(OptunaSampler(job), job, 24)
-    for proposal in proposals:
-        for path, value in proposal.choice.items():
-            domain = job.space.root[path]
-            assert domain.contains(value), f"{path}: {value!r}"
-            if domain.step is not None:
-                assert (value - domain.low) % domain.step == 0, f"{path}: {value!r}"
-            if domain.kind != "choice":
-                assert type(value) is (int if domain.kind == "int" else float)
-        fill(job.recipe, proposal.choice)
-
-
-@every_sampler
-def test_a_hole_is_filled_exactly_when_its_condition_holds(name):
-    job = make_job(name)
-    proposals, _ = search(OptunaSampler(job), job, 24)
-    tree = job.recipe.model_dump()
-    for proposal in proposals:
-        active = {path for path, domain in job.space.items() if is_active(domain, proposal.choice, tree)}
-        assert set(proposal.choice) == active
-    methods = {proposal.choice["quantization.method"] for proposal in proposals}
-    assert methods == {"none", "ptq", "qat"}, "the search is too short to say something about conditions"
-
-
-@every_sampler
-def test_proposals_differ_from_one_another(name):
-    job = make_job(name)
-    proposals, _ = search(OptunaSampler(job), job, 24)
-    assert len({str(proposal.choice) for proposal in proposals}) > 12
-
-
 @every_sampler
 def test_a_space_without_holes_proposes_the_recipe(name):
     job = make_job(name, space={})
@@ -142,22 +114,7 @@ def test_a_space_without_holes_proposes_the_recipe(name):
     assert [proposal.choice for proposal in proposals] == [{}] * 12
 
 
-# The same facts give the same proposals.
-
-
-@every_sampler
-def test_the_same_facts_in_the_same_order_give_the_same_proposals(name):
-    job = make_job(name)
-    first, _ = search(OptunaSampler(job), job, 16, ENDS)
-    np.random.seed(7)
-    second, _ = search(OptunaSampler(job), job, 16, ENDS)
-    assert first == second
-
-
-@every_sampler
-def test_another_seed_gives_other_proposals(name):
-    one, other = make_job(name, seed=1), make_job(name, seed=2)
-    assert search(OptunaSampler(one), one, 3)[0][1:] != search(OptunaSampler(other), other, 3)[0][1:]
+# Facts.
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
@@ -169,53 +126,6 @@ def test_proposals_learn_from_how_trials_ended(name):
         bad.know(proposal)
         bad.tell(measured(proposal.number, accuracy=proposal.choice["pruning.ratio"], size=1.0))
     assert good.ask(12) != bad.ask(12)
-
-
-@every_sampler
-@pytest.mark.parametrize("ends", [["COMPLETE"], ENDS], ids=["all complete", "every kind of end"])
-@pytest.mark.parametrize("count", [11, 18])
-def test_a_search_brought_back_from_its_facts_goes_on_as_it_would_have(name, ends, count):
-    job = make_job(name)
-    live, again = OptunaSampler(job), OptunaSampler(job)
-    proposals, results = search(live, job, count, ends)
-    replay(again, reversed(proposals), reversed(results))
-    assert again.ask(count) == live.ask(count)
-
-
-@every_sampler
-def test_facts_with_trials_under_way_come_back_as_well(name):
-    job = make_job(name)
-    live, again = OptunaSampler(job), OptunaSampler(job)
-    proposals, results = search(live, job, 8, ENDS)
-    for number, told in ((8, [7]), (9, [])):
-        proposals.append(Proposal(number, live.ask(number), {}, told=told))
-    replay(again, proposals, results)
-    for sampler in (live, again):
-        sampler.tell(ended(proposals[9]))
-        sampler.tell(ended(proposals[8]))
-    assert again.ask(10) == live.ask(10)
-
-
-@every_sampler
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_search_with_trials_side_by_side_comes_back_from_its_facts_at_any_time(name, seed):
-    job, order = make_job(name), np.random.default_rng(seed)
-    live = OptunaSampler(job)
-    proposals, results, under_way, told = [], [], [], []
-    for number in range(24):
-        again = OptunaSampler(job)
-        assert replay(again, proposals, results) == told
-        choice = live.ask(number)
-        assert again.ask(number) == choice
-        proposals.append(Proposal(number, choice, {}, told=told))
-        under_way.append(proposals[-1])
-        told = []
-        while len(under_way) > order.integers(4):
-            proposal = under_way.pop(order.integers(len(under_way)))
-            result = ended(proposal, ENDS[proposal.number % len(ENDS)])
-            results.append(dataclasses.replace(result, ended=float(len(results))))
-            live.tell(results[-1])
-            told.append(proposal.number)
 
 
 class Listener:
@@ -267,7 +177,7 @@ def test_no_trial_is_left_running_however_it_ended(name):
     sampler = OptunaSampler(job)
     search(sampler, job, 14, ENDS)
     told = {"COMPLETE": "COMPLETE", "INFEASIBLE": "COMPLETE", "STOPPED": "PRUNED", "FAILED": "FAIL"}
-    assert [trial.state.name for trial in sampler._study.trials] == [told[ENDS[number % 7]] for number in range(14)]
+    assert [trial.state.name for trial in known(sampler)] == [told[ENDS[number % 7]] for number in range(14)]
 
 
 @every_sampler
@@ -275,10 +185,10 @@ def test_a_trial_runs_until_it_is_told(name):
     job = make_job(name)
     sampler = OptunaSampler(job)
     choices = {number: sampler.ask(number) for number in (1, 2, 3)}
-    assert [trial.state for trial in sampler._study.trials] == [TrialState.RUNNING] * 3
+    assert [trial.state for trial in known(sampler)] == [TrialState.RUNNING] * 3
     sampler.tell(ended(Proposal(2, choices[2], {})))
-    assert [trial.state.name for trial in sampler._study.trials] == ["RUNNING", "COMPLETE", "RUNNING"]
-    assert sampler._study.trials[1].params == choices[2]
+    assert [trial.state.name for trial in known(sampler)] == ["RUNNING", "COMPLETE", "RUNNING"]
+    assert known(sampler)[1].params == choices[2]
 
 
 @every_sampler
@@ -286,9 +196,9 @@ def test_the_study_holds_what_was_proposed_and_measured(name):
     job = make_job(name)
     sampler = OptunaSampler(job)
     proposals, results = search(sampler, job, 8)
-    assert [trial.params for trial in sampler._study.trials] == [proposal.choice for proposal in proposals]
+    assert [trial.params for trial in known(sampler)] == [proposal.choice for proposal in proposals]
     measured_values = [[result.measurements["accuracy"], result.measurements["size_bytes"]] for result in results]
-    assert [trial.values for trial in sampler._study.trials] == measured_values
+    assert [trial.values for trial in known(sampler)] == measured_values
 
 
 @every_sampler
@@ -298,7 +208,7 @@ def test_larger_accuracy_and_smaller_size_are_better(name):
     for number, (accuracy, size) in enumerate([(0.5, 100.0), (0.9, 50.0), (0.4, 50.0), (0.95, 80.0)], start=1):
         sampler.ask(number)
         sampler.tell(measured(number, accuracy, size))
-    assert [trial.number for trial in sampler._study.best_trials] == [1, 3]
+    assert best(sampler) == [1, 3]
 
 
 @every_sampler
@@ -308,7 +218,7 @@ def test_a_trial_that_breaks_a_constraint_is_not_among_the_best(name):
     for number, (accuracy, size) in enumerate([(0.5, LIMIT), (1.0, LIMIT + 1), (0.4, 10.0)], start=1):
         sampler.ask(number)
         sampler.tell(measured(number, accuracy, size))
-    assert [trial.number for trial in sampler._study.best_trials] == [0, 2]
+    assert best(sampler) == [0, 2]
 
 
 @every_sampler
@@ -317,11 +227,11 @@ def test_a_trial_without_a_model_is_not_among_the_best(name, state):
     job = make_job(name)
     sampler = OptunaSampler(job)
     sampler.tell(ended(Proposal(1, sampler.ask(1), {}), state))
-    assert sampler._study.best_trials == []
+    assert best(sampler) == []
     sampler.ask(2)
     sampler.tell(measured(2, 0.5, 100.0))
     sampler.tell(ended(Proposal(3, sampler.ask(3), {}), state))
-    assert [trial.number for trial in sampler._study.best_trials] == [1]
+    assert best(sampler) == [1]
 
 
 @every_sampler
@@ -332,7 +242,53 @@ def test_what_cannot_be_built_counts_as_the_worst_that_was_seen(name):
         sampler.ask(number)
         sampler.tell(measured(number, accuracy, size))
     sampler.tell(ended(Proposal(3, sampler.ask(3), {}), "INFEASIBLE"))
-    assert sampler._study.trials[2].values == [0.5, 300.0]
+    assert known(sampler)[2].values == [0.5, 300.0]
+
+
+@every_sampler
+def test_what_the_gate_refused_is_told_with_what_it_measured_and_by_how_much_it_broke_a_constraint(name):
+    job = make_job(name)
+    sampler = OptunaSampler(job)
+    sampler.ask(1)
+    sampler.tell(measured(1, 0.5, 100.0))
+    sampler.tell(
+        TrialResult(2, "INFEASIBLE", sampler.ask(2), gate={"size_bytes": LIMIT + 7}, constraints={"size_bytes": 7.0}, ended=2.0)
+    )
+    sampler.tell(TrialResult(3, "INFEASIBLE", sampler.ask(3), ended=3.0))
+    built, gated, unbuildable = known(sampler)
+    assert built.constraints == {"buildable": -1.0, "size_bytes": 100.0 - LIMIT}
+    assert (gated.values, gated.constraints) == ([0.5, LIMIT + 7], {"buildable": -1.0, "size_bytes": 7.0})
+    assert (unbuildable.values, unbuildable.constraints) == ([0.5, 100.0], {"buildable": 1.0, "size_bytes": 0.0})
+    assert best(sampler) == [0]
+
+
+def test_before_anything_completed_an_infeasible_trial_counts_as_the_worst_still_worth_having():
+    tree = make_job("tpe").tree()
+    tree["objectives"][0]["reference"] = 0.3
+    sampler = OptunaSampler(Job.model_validate(tree))
+    sampler.tell(TrialResult(1, "INFEASIBLE", sampler.ask(1)))
+    assert known(sampler)[0].values == [0.3, 0.0]
+
+
+@every_sampler
+def test_drafts_leave_nothing_behind(name):
+    job = make_job(name)
+    drafted, plain = OptunaSampler(job), OptunaSampler(job)
+    search(drafted, job, 9, ENDS)
+    search(plain, job, 9, ENDS)
+    drafts = list(drafted.drafts(9))
+    assert len({str(draft) for draft in drafts}) > 1, "each draft is another try"
+    assert [(trial.params, trial.state) for trial in known(drafted)] == [(t.params, t.state) for t in known(plain)]
+    assert drafted.ask(9) == plain.ask(9) == drafts[0]
+
+
+@every_sampler
+def test_a_choice_that_lacks_an_active_hole_or_fills_another_teaches_nothing(name):
+    job = make_job(name)
+    sampler = OptunaSampler(job)
+    sampler.know(Proposal(1, {path: value for path, value in BASELINE.items() if path != "model.width"}, {}))
+    sampler.know(Proposal(2, {**BASELINE, "quantization.weight_bits": 4}, {}))
+    assert known(sampler) == []
 
 
 @every_sampler
@@ -343,7 +299,7 @@ def test_only_the_first_end_of_a_trial_counts(name):
     sampler.tell(measured(1, 0.5, 100.0))
     sampler.tell(measured(1, 0.9, 10.0))
     sampler.tell(measured(99, 0.9, 10.0))
-    assert [trial.values for trial in sampler._study.trials] == [[0.5, 100.0]]
+    assert [trial.values for trial in known(sampler)] == [[0.5, 100.0]]
 
 
 # The baseline.
@@ -354,9 +310,9 @@ def test_the_baseline_is_trial_number_0_with_the_values_of_the_recipe(name):
     job = make_job(name)
     sampler = OptunaSampler(job)
     sampler.know(Proposal(0, BASELINE, {}, "baseline"))
-    assert [(trial.number, trial.params) for trial in sampler._study.trials] == [(0, BASELINE)]
+    assert [(trial.number, trial.params) for trial in known(sampler)] == [(0, BASELINE)]
     sampler.tell(measured(0, 0.9, 100.0))
-    assert sampler._study.trials[0].state is TrialState.COMPLETE
+    assert known(sampler)[0].state is TrialState.COMPLETE
     assert sampler.ask(1) != BASELINE
 
 
@@ -366,8 +322,8 @@ def test_a_baseline_outside_the_space_is_left_out_and_the_search_goes_on(name):
     sampler = OptunaSampler(job)
     proposals, _ = search(sampler, job, 4)
     assert proposals[0].choice == {}
-    assert [trial.params for trial in sampler._study.trials] == [proposal.choice for proposal in proposals[1:]]
-    assert {trial.state for trial in sampler._study.trials} == {TrialState.COMPLETE}
+    assert [trial.params for trial in known(sampler)] == [proposal.choice for proposal in proposals[1:]]
+    assert {trial.state for trial in known(sampler)} == {TrialState.COMPLETE}
 
 
 @pytest.mark.parametrize(
@@ -399,12 +355,12 @@ def test_a_baseline_between_the_values_of_its_domain_is_left_out_and_the_search_
     assert job.space.baseline(job.recipe) is None
     sampler = OptunaSampler(job)
     sampler.know(Proposal(0, {path: value_at(job.recipe.model_dump(), path) for path in hole}, {}, "baseline"))
-    assert sampler._study.trials == []
+    assert known(sampler) == []
     proposals, _ = search(sampler, job, 4)
     assert proposals[0].choice == {}
     assert all(job.space.root[path].contains(value) for proposal in proposals for path, value in proposal.choice.items())
-    assert [trial.params for trial in sampler._study.trials] == [proposal.choice for proposal in proposals[1:]]
-    assert {trial.state for trial in sampler._study.trials} == {TrialState.COMPLETE}
+    assert [trial.params for trial in known(sampler)] == [proposal.choice for proposal in proposals[1:]]
+    assert {trial.state for trial in known(sampler)} == {TrialState.COMPLETE}
 
 
 @every_sampler
@@ -424,6 +380,6 @@ def test_a_baseline_on_the_values_of_its_domain_is_trial_number_0(name, hole, re
     sampler = OptunaSampler(job)
     choice = job.space.baseline(job.recipe)
     sampler.know(Proposal(0, choice, {}, "baseline"))
-    assert [trial.params for trial in sampler._study.trials] == [choice]
+    assert [trial.params for trial in known(sampler)] == [choice]
     sampler.tell(measured(0, 0.9, 100.0))
     assert all(job.space.root[path].contains(value) for path, value in sampler.ask(1).items())

@@ -201,14 +201,14 @@ BAD_JOBS = [
         id="word for mapping",
     ),
     pytest.param(
-        "  - metric: accuracy\n  -",
-        "  -",
+        "objectives:\n  - metric: accuracy\n  - metric: size_bytes\n",
+        "objectives: []\n",
         "job.yaml:8",
         "objectives",
         "",
-        "[{metric: size_bytes}]",
+        "[]",
         None,
-        id="one objective",
+        id="no objective",
     ),
     pytest.param(
         "metric: size_bytes",

@@ -88,11 +88,20 @@ class Bench:
         """A workshop over the same store that remembers nothing: what a new process starts with."""
         return Workshop(StageStore(self.stages), self.host.process)
 
-    def run(self, changed: dict[str, Any], *, seed: int = 0, workshop: Workshop | None = None) -> tuple[TrialResult, Path]:
+    def run(
+        self,
+        changed: dict[str, Any],
+        *,
+        seed: int = 0,
+        workshop: Workshop | None = None,
+        constraints: dict[str, Any] | None = None,
+        objectives: list[str] | None = None,
+    ) -> tuple[TrialResult, Path]:
         """How the tiny recipe with these changes ends, and the folder that it leaves."""
         self.num_trials += 1
-        folder = self.root / f"t{self.num_trials:04d}"
-        order = Order(self.num_trials, {}, recipe_tree(changed), {}, seed, str(folder), str(self.stages))
+        folder, bounds, early = self.root / f"t{self.num_trials:04d}", constraints or {}, objectives or []
+        tree = recipe_tree(changed)
+        order = Order(self.num_trials, {}, tree, bounds, seed, str(folder), str(self.stages), objectives=early)
         return run_trial(order, self.host, workshop or self.workshop), folder
 
     def material(self) -> Material:
