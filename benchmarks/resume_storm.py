@@ -8,7 +8,7 @@ itself: nobody helps it, and the next driver, `orchestrator resume`, is started 
 
 Then the facts are read, with nothing but `json`:
 
-- every proposed trial has ended, once, and what had ended before a kill is still there, byte for byte;
+- every proposed trial has ended, once, and not by a kill; what had ended before a kill is still there, byte for byte;
 - no stage that was in the store at a kill was computed again. What a kill costs is what was under way, and each gang has at
   most one thing under way: a stage (`<key>.partial` is in the store; lost is the time since its last checkpoint, or its start),
   or the trial's tail, export and measurement, which are not kept (the attempt's folder is there; lost is the time since its
@@ -236,6 +236,7 @@ def checks(storm: Storm, met: Sequence[Kill], trials: int, gangs: int) -> dict[s
     front, volume = brute_force(results)
     return {
         "every proposed trial has ended, and no other": proposals == sorted(results) == [f"t{n:04d}" for n in range(trials)],
+        "no trial failed for a kill": all(result["state"] != "FAILED" for result in results.values()),
         "no end was written again or lost": not storm.changed,
         "no stored stage was computed again": not computed_again(results, storm.stored),
         "at most one stage or tail a gang and kill was lost": all(len(k.stages) + len(k.tails) <= gangs for k in met),
@@ -275,6 +276,7 @@ def main() -> None:
         "kills": [asdict(kill) for kill in met],
         "seconds_lost": round(lost, 2),
         "seconds_of_stages": round(work, 2),
+        "states": {result: found["state"] for result, found in results.items()},
         "computed_again": again,
         "half_made": half_made,
         "holds": holds,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import torch
 import torch.distributed as dist
@@ -58,7 +59,11 @@ class GangHost:
         self._obey(self._ask(event))
 
     def _ask(self, event: dict[str, Any]) -> Verdict:
-        verdict: Verdict = ray.get(self.desk.report.remote(self.gang, self.number, event))
+        try:
+            verdict: Verdict = ray.get(self.desk.report.remote(self.gang, self.number, event))
+        except ray.exceptions.RayError as error:
+            # The desk went with its driver, while this process had a moment more: of the trial that says nothing.
+            raise TrialAbandoned(f"trial {self.number} was given up, as nobody answers: {error}") from error
         return verdict
 
     def _obey(self, verdict: Verdict) -> None:

@@ -14,11 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
 
 from orchestrator.cluster import gang
 from orchestrator.errors import TrialAbandoned
+from orchestrator.measure.quiet import Quiet
 from orchestrator.results.store import Home
 from orchestrator.results.trial_result import TrialResult
+from orchestrator.training.process import Process
 from orchestrator.trial.order import Order
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4992."
@@ -173,3 +176,22 @@ def test_a_lost_rank_is_no_failure_of_the_trial(serve_one: Callable[..., Desk], 
     with pytest.raises(RuntimeError, match="Connection closed"):
         serve_one(RuntimeError(CLOSED), rank=rank, desk=desk)
     assert desk.told == []
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), ActorUnavailableError("the desk's node is gone", None), RaySystemError("gone")]
+)
+@pytest.mark.parametrize("how", ["progress", "progress_alone"])
+def test_a_trial_whose_desk_is_gone_is_given_up_and_has_not_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, how: str
+) -> None:
+    """The driver was killed, and the gang lived on for a moment: FAILED would be final."""
+
+    def get(value: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(gang.ray, "get", get)
+    desk = SimpleNamespace(report=SimpleNamespace(remote=lambda *given: None))
+    host = gang.GangHost(desk, "g0", Process(), Quiet.__new__(Quiet))
+    with pytest.raises(TrialAbandoned, match="nobody answers"):
+        getattr(host, how)({"stage": "student"})
