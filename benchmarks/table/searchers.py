@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -13,7 +13,7 @@ from orchestrator.cluster.referee import Referee
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.search.proposer import Proposer
 from orchestrator.spec.job import Job
-from orchestrator.spec.space import Choice, fill, is_active
+from orchestrator.spec.space import Choice, Value, fill, is_active
 
 
 class Ours:
@@ -108,7 +108,7 @@ def suggested(trial: optuna.Trial, job: Job, tree: dict[str, Any]) -> Choice:
         if not is_active(domain, choice, tree):
             continue
         if domain.choices is not None:
-            choice[path] = trial.suggest_categorical(path, domain.choices)  # type: ignore[assignment]
+            choice[path] = cast(Value, trial.suggest_categorical(path, domain.choices))
         elif domain.kind == "int":
             choice[path] = trial.suggest_int(path, int(domain.low), int(domain.high), step=int(domain.step or 1))
         else:

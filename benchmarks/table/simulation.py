@@ -163,7 +163,7 @@ class Simulation:
         for trial in self._waiting.pop(key, []):
             self._push(self.now, trial)
 
-    def _end(self, number: int, point: Point, state: str, started: float, reached: int, trained: int) -> None:
+    def _end(self, number: int, point: Point, state: State, started: float, reached: int, trained: int) -> None:
         result = result_of(number, point, state, started, self.now, reached)
         costs = None
         if point.state == "COMPLETE":
@@ -174,13 +174,13 @@ class Simulation:
         self.searcher.ended(result)
 
 
-def result_of(number: int, point: Point, state: str, started: float, ended: float, reached: int) -> TrialResult:
+def result_of(number: int, point: Point, state: State, started: float, ended: float, reached: int) -> TrialResult:
     """The fact that the product would have written."""
     last = point.last
     curve = [{"stage": last.name, "epoch": e, "val_accuracy": a} for e, a in enumerate(last.accuracies[:reached])]
     return TrialResult(
         number,
-        state,  # type: ignore[arg-type]
+        state,
         dict(point.choice),
         measurements=dict(point.measurements) if state == "COMPLETE" else {},
         gate={metric: point.measurements[metric] for metric in KNOWN if metric in point.measurements},

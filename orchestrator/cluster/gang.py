@@ -43,6 +43,9 @@ _MAX_RESTARTS = 8
 # different sizes) are faults of the program.
 _LOST = re.compile(r"/gloo/.*(connection (closed|reset|refused|aborted)|broken pipe|time(d )?out|socket closed)", re.I | re.S)
 
+# That an actor did not answer. What it raised itself (RayTaskError) is a fault of ours, and stays one.
+_UNANSWERED = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError)
+
 
 class GangHost:
     """A trial's host inside a gang: it talks to the desk."""
@@ -61,8 +64,8 @@ class GangHost:
     def _ask(self, event: dict[str, Any]) -> Verdict:
         try:
             verdict: Verdict = ray.get(self.desk.report.remote(self.gang, self.number, event))
-        except ray.exceptions.RayError as error:
-            # The desk went with its driver, while this process had a moment more: of the trial that says nothing.
+        except _UNANSWERED as error:
+            # The desk went with its driver, say, while this process had a moment more: of the trial that says nothing.
             raise TrialAbandoned(f"trial {self.number} was given up, as nobody answers: {error}") from error
         return verdict
 
@@ -110,7 +113,9 @@ def _serve_one(order: Order, host: GangHost, workshop: Workshop) -> None:
     host.number = order.number
     try:
         result = run_trial(order, host, workshop)
-    except TrialAbandoned:
+    except TrialAbandoned as error:
+        if isinstance(error.__cause__, _UNANSWERED):
+            raise  # should the desk live on, it leases the order once more
         outcome: dict[str, Any] = {"outcome": "abandoned"}
     except Exception as error:
         if host.process.first and not lost_a_rank(error):

@@ -81,7 +81,9 @@ def split_off_grids(model: fx.GraphModule) -> tuple[fx.GraphModule, Grids]:
             quantizer = weight_quantizer(layer)
             step, norm = quantizer.step(), following_norm(plain, node)
             if norm is not None:
-                step = step * norm_growth(plain.get_submodule(str(norm.target)))[0].abs()  # type: ignore[arg-type]
+                batch_norm = plain.get_submodule(str(norm.target))
+                assert isinstance(batch_norm, nn.BatchNorm1d | nn.BatchNorm2d)
+                step = step * norm_growth(batch_norm)[0].abs()
             reads = input_quantizer_name(plain, node)
             weights[str(node.target)] = WeightGrid(step.clamp_min(_LEAST_STEP), quantizer.bits, reads)
     for name, module in list(plain.named_modules()):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RaySystemError, RayTaskError
 
 from orchestrator.cluster import gang
 from orchestrator.errors import TrialAbandoned
@@ -195,3 +195,25 @@ def test_a_trial_whose_desk_is_gone_is_given_up_and_has_not_failed(
     host = gang.GangHost(desk, "g0", Process(), Quiet.__new__(Quiet))
     with pytest.raises(TrialAbandoned, match="nobody answers"):
         getattr(host, how)({"stage": "student"})
+
+
+def test_what_the_desk_itself_raises_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in the ledger must be told as one, and not pass for a trial that was given up."""
+    fault = RayTaskError("report", "traceback", KeyError("stage"))
+
+    def get(value: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(gang.ray, "get", get)
+    desk = SimpleNamespace(report=SimpleNamespace(remote=lambda *given: None))
+    with pytest.raises(RayTaskError):
+        gang.GangHost(desk, "g0", Process(), Quiet.__new__(Quiet)).progress({"stage": "student"})
+
+
+def test_a_gang_that_nobody_answers_leaves_and_tells_nothing(serve_one: Callable[..., Desk]) -> None:
+    """Were it told as given up to a desk that lives on, nobody would run the trial again in this sweep."""
+    desk, silence = Desk(), TrialAbandoned("nobody answers")
+    silence.__cause__ = ActorUnavailableError("the network", None)
+    with pytest.raises(TrialAbandoned):
+        serve_one(silence, desk=desk)
+    assert desk.told == []
