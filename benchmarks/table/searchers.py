@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 
 from orchestrator.cluster.referee import Referee
 from orchestrator.results.trial_result import Proposal, TrialResult
@@ -79,7 +80,7 @@ class Optuna:
     def __init__(self, job: Job, sampler: BaseSampler) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # GP warns at each conditional hole, for each trial
         self._job, self._tree = job, job.recipe.model_dump()
-        directions = ["maximize" if o.maximized else "minimize" for o in job.objectives]
+        directions = [StudyDirection.MAXIMIZE if o.maximized else StudyDirection.MINIMIZE for o in job.objectives]
         self._study = optuna.create_study(directions=directions, sampler=sampler)
         self._trials: dict[int, optuna.Trial] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -144,7 +144,7 @@ class Simulation:
         yield point.after
         self._end(number, point, point.state, started, len(point.last.accuracies), trained)
 
-    def _judged(self, number: int, stage: Stage) -> Iterator[float]:
+    def _judged(self, number: int, stage: Stage) -> Generator[float, None, tuple[int, int]]:
         """The last phase, epoch by epoch, from its checkpoint; returns how far it is now, and how many epochs that took."""
         begin = self._reached.get(stage.key, 0)
         at = stage.ends[begin - 1] if begin else 0.0

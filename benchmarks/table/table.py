@@ -15,6 +15,7 @@ import numpy as np
 
 from orchestrator.pareto.dominance import FloatArray
 from orchestrator.pareto.hypervolume import hypervolume, hypervolume_history
+from orchestrator.results.trial_result import State
 from orchestrator.search.points import grid, point_key
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import load_job
@@ -68,7 +69,7 @@ class Point:
     """
 
     choice: Choice
-    state: str
+    state: State
     measurements: dict[str, float]
     stages: tuple[Stage, ...]
     before: float
