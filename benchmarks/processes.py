@@ -34,6 +34,17 @@ def alive(pid: int) -> str:
     return "" if state in "ZX" else title[:80] or "?"
 
 
+def lock_holders(folder: Path) -> dict[str, int]:
+    """Which process holds which lock file (`*.lock`, by flock) of a folder, by the file's stem."""
+    inodes = {path.stat().st_ino: path.stem for path in folder.glob("*.lock")}
+    held = {}
+    for line in Path("/proc/locks").read_text().splitlines():
+        _, kind, _, _, pid, place, *_ = line.split()
+        if kind == "FLOCK" and (stem := inodes.get(int(place.rpartition(":")[2]))):
+            held[stem] = int(pid)
+    return held
+
+
 def all_gone(pids: Sequence[int]) -> bool:
     """Wait until no process of these is left; False when some are, after three minutes."""
     deadline = time.monotonic() + _GONE_S

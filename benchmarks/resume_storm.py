@@ -12,7 +12,9 @@ Then the facts are read, with nothing but `json`:
 - no stage that was in the store at a kill was computed again. What a kill costs is what was under way, and each gang has at
   most one thing under way: a stage (`<key>.partial` is in the store; lost is the time since its last checkpoint, or its start),
   or the trial's tail, export and measurement, which are not kept (the attempt's folder is there; lost is the time since its
-  first file). Preflights are not counted: they are repeated as often as a trial is begun;
+  first file). A stage that a process began in the middle of another one (the teacher's lessons, while the student is trained)
+  is part of that one: who holds the locks of both is asked of the kernel. Preflights are not counted: they are repeated as
+  often as a trial is begun;
 - the front and its hypervolume are those of a brute force over the facts that shares no code with the product.
 """
 
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
-from processes import alive, all_gone, descendants
+from processes import alive, all_gone, descendants, lock_holders
 
 ORCHESTRATOR = [sys.executable, "-m", "orchestrator.cli.main"]
 NAME = "storm"
@@ -72,7 +74,7 @@ class Kill:
     Args:
         seconds: since its driver was started.
         ended: trials that had ended.
-        stages: stages under way, and for each of them the seconds since its checkpoint or its start.
+        stages: stages under way, each with those inside it, and for each of them the seconds since its checkpoint or its start.
         tails: trials that were being exported or measured, with the seconds since their first file.
         children: processes below the driver; `left` are those that were still there five seconds later.
     """
@@ -122,6 +124,7 @@ class Storm:
     def kill(self, driver: subprocess.Popen[bytes], began: float) -> Kill:
         """SIGKILL to the driver, and a look at what it leaves."""
         children = descendants(driver.pid)
+        held = lock_holders(self.store)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         moment = time.time()  # workers may go on for a moment more: what they still wrote is not lost
@@ -132,12 +135,13 @@ class Storm:
         names = [path.name for path in self.store.glob("*") if path.is_dir()] if self.store.is_dir() else []
         self.stored.append((moment, {name for name in names if not name.endswith(".partial")}))
         stages = {name: self.store / name for name in names if name.endswith(".partial")}
+        lost = {name: moment - max(times) for name, path in stages.items() if (times := since(path, began))}
         ended = self.results()
         tails = {path.parent.name: path for path in self.sweep.glob("trials/*/a*") if path.parent.name not in ended}
         return Kill(
             round(moment - began, 2),
             len(ended),
-            {name: round(max(0.0, moment - max(times)), 2) for name, path in stages.items() if (times := since(path, began))},
+            by_holder(lost, held),
             {name: round(max(0.0, moment - min(times)), 2) for name, path in tails.items() if (times := since(path, began))},
             len(children),
             left,
@@ -160,6 +164,14 @@ def since(folder: Path, began: float) -> list[float]:
     """When a folder and what lies in it was written, where that was since a driver began: an earlier one may have left some."""
     times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
     return [moment for moment in times if moment >= began]
+
+
+def by_holder(lost: dict[str, float], held: dict[str, int]) -> dict[str, float]:
+    """Seconds lost. Stages that one process had under way together count as one: the outer one's seconds hold the inner's."""
+    groups: dict[int | str, list[str]] = {}
+    for name in sorted(lost, key=lambda name: -lost[name]):
+        groups.setdefault(held.get(name.removesuffix(".partial"), name), []).append(name)
+    return {"+".join(names): round(max(0.0, lost[names[0]]), 2) for names in groups.values()}
 
 
 def computed_again(results: dict[str, dict[str, Any]], stored: Sequence[tuple[float, set[str]]]) -> list[str]:
@@ -200,7 +212,7 @@ def brute_force(results: dict[str, dict[str, Any]]) -> tuple[list[str], float]:
 
 def described(kill: Kill) -> str:
     """One line."""
-    stages = [f"stage {key[:8]} ({seconds} s)" for key, seconds in kill.stages.items()]
+    stages = [f"stage {'+'.join(name[:8] for name in key.split('+'))} ({seconds} s)" for key, seconds in kill.stages.items()]
     tails = [f"tail of {trial} ({seconds} s)" for trial, seconds in kill.tails.items()]
     left = f"{len(kill.left)} of {kill.children} processes are left"
     return f"{kill.seconds:6.1f} s, {kill.ended:3d} ended; {left}; lost: {', '.join(stages + tails) or 'nothing'}"
