@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.table.table import Point, Stage, Table
-from orchestrator.results.trial_result import State, TrialResult
+from orchestrator.results.trial_result import StageRecord, State, TrialResult
 from orchestrator.spec.space import Choice
 
 KNOWN = ("size_bytes", "macs", "num_parameters", "latency_ms")  # of a network before it is trained
@@ -117,8 +117,9 @@ class Simulation:
     def _trial(self, number: int, choice: Choice) -> Iterator[float | _Wait]:
         """A trial, as the seconds until its next event."""
         point, started = self.table.at(choice), self.now
+        records = [StageRecord("preflight", "", point.before, False, started)]
         if self.answers and any(end.state == "COMPLETE" and end.choice == choice for end in self.ends):
-            self._end(number, point, "COMPLETE", started, len(point.last.accuracies), 0)
+            self._end(number, point, "COMPLETE", records, len(point.last.accuracies), 0)
             return
         gate = {metric: point.measurements[metric] for metric in KNOWN if metric in point.measurements}
         yield point.before
@@ -128,7 +129,9 @@ class Simulation:
             key = stage.key if self.sharing or stage.name == "teacher" else f"{stage.key} {number}"
             while key in self._under_way:
                 yield _Wait(key)
-            if key in self._made:
+            made, began = key in self._made, self.now
+            if made:
+                records.append(StageRecord(stage.name, stage.key, 0.0, True, began))
                 continue
             self._under_way.add(key)
             if stage is point.last:
@@ -136,13 +139,15 @@ class Simulation:
             else:
                 reached = len(stage.accuracies)
                 yield stage.seconds
+            records.append(StageRecord(stage.name, stage.key, self.now - began, False, began))
             self._release(key)
             if reached < len(stage.accuracies):
-                self._end(number, point, "STOPPED", started, reached, trained)
+                self._end(number, point, "STOPPED", records, reached, trained)
                 return
             self._made.add(key)
         yield point.after
-        self._end(number, point, point.state, started, len(point.last.accuracies), trained)
+        records.append(StageRecord("export", "", point.after, False, self.now - point.after))
+        self._end(number, point, point.state, records, len(point.last.accuracies), trained)
 
     def _judged(self, number: int, stage: Stage) -> Generator[float, None, tuple[int, int]]:
         """The last phase, epoch by epoch, from its checkpoint; returns how far it is now, and how many epochs that took."""
@@ -163,8 +168,8 @@ class Simulation:
         for trial in self._waiting.pop(key, []):
             self._push(self.now, trial)
 
-    def _end(self, number: int, point: Point, state: State, started: float, reached: int, trained: int) -> None:
-        result = result_of(number, point, state, started, self.now, reached)
+    def _end(self, number: int, point: Point, state: State, records: list[StageRecord], reached: int, trained: int) -> None:
+        result = result_of(number, point, state, records, self.now, reached)
         costs = None
         if point.state == "COMPLETE":
             accuracy = point.measurements["accuracy"] if state == "COMPLETE" else point.last.accuracies[reached - 1]
@@ -174,7 +179,7 @@ class Simulation:
         self.searcher.ended(result)
 
 
-def result_of(number: int, point: Point, state: State, started: float, ended: float, reached: int) -> TrialResult:
+def result_of(number: int, point: Point, state: State, records: list[StageRecord], ended: float, reached: int) -> TrialResult:
     """The fact that the product would have written."""
     last = point.last
     curve = [{"stage": last.name, "epoch": e, "val_accuracy": a} for e, a in enumerate(last.accuracies[:reached])]
@@ -185,7 +190,8 @@ def result_of(number: int, point: Point, state: State, started: float, ended: fl
         measurements=dict(point.measurements) if state == "COMPLETE" else {},
         gate={metric: point.measurements[metric] for metric in KNOWN if metric in point.measurements},
         curve=curve,
-        started=started,
+        stages=records,
+        started=records[0].started,
         ended=ended,
     )
 

@@ -74,8 +74,11 @@ class Director:
     @property
     def remaining(self) -> int:
         """Trials that are still to be run, as far as is known: the seeds of a front are, once the front is final."""
-        done, wanted = self.goal() is not None, self.referee.promotable() is not None
-        ahead = len(self.facts.missing_seeds()) + wanted if done else self.job.budget.trials - self.facts.spent.fresh
+        if self.goal() is None:
+            ahead = self.job.budget.trials - self.facts.spent.fresh
+        else:
+            wanted = (self.referee.promotable() is not None) + (self.facts.wanted_form() is not None)
+            ahead = len(self.facts.missing_seeds()) + wanted
         return sum(proposal.number not in self._in_flight for proposal in self.facts.unended) + ahead
 
     def goal(self) -> End | None:
@@ -120,9 +123,11 @@ class Director:
         return _FINISHED
 
     def _choose(self) -> Proposal | None:
-        """First what has not ended, then fresh points, then stopped trials, and at the end the seeds of the front."""
+        """What has not ended, forms of the front's networks, fresh points, stopped trials, at the end seeds of the front."""
         if self._again:
             return self._again.pop(0)
+        if (form := self.facts.wanted_form()) is not None:
+            return self._derive(*form)
         if self.goal() is None:
             return self._propose()
         if (wanted := self.referee.promotable()) is not None:
@@ -131,9 +136,9 @@ class Director:
         return self._replicate(missing[0]) if missing else None
 
     def _depends_on_ends(self) -> bool:
-        """Whether what is under way may bring more to run: a plateau that is left, a front that becomes final, a promotion."""
+        """Whether what is under way may bring more to run: a plateau that is left, a front that becomes final or has forms."""
         end = self.goal()
-        more = self.job.budget.seeds > 1 or self.job.stopping.promote
+        more = self.job.budget.seeds > 1 or self.job.stopping.promote or self.job.search.bit_ladder
         return more or (end is not None and end.reason == "plateau")
 
     def judged(self, number: int, report: dict[str, Any]) -> None:
@@ -188,6 +193,15 @@ class Director:
         """A trial of the front once more, with another seed. The sampler hears nothing of it."""
         known, number = self.facts.proposals[original], self.facts.next_number
         return self._recorded(Proposal(number, known.choice, known.recipe, "replicate", replicate_of=original))
+
+    def _derive(self, original: int, choice: Choice) -> Proposal:
+        """A network of the front at other bit widths: a trial of its own, whose training is in the stage store."""
+        number, told = self.facts.next_number, self._told
+        recipe, _ = _checked(_with_holes_filled(self.job.recipe, choice))
+        proposal = Proposal(number, choice, recipe, "bit_ladder", told, derived_from=original)
+        self.sampler.know(proposal)
+        self._told = []
+        return self._recorded(proposal)
 
     def _promote(self, stopped: Proposal) -> Proposal:
         """A stopped trial goes on, as a proposal of its own: the same recipe finds in the store how far it was."""

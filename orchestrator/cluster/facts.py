@@ -9,7 +9,10 @@ from dataclasses import replace
 from orchestrator.pareto.front import find_front, history
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.search.budget import End, Spent, device_seconds, goal, limit
+from orchestrator.search.ladder import wanted
+from orchestrator.search.points import Key, point_key
 from orchestrator.spec.job import Job
+from orchestrator.spec.space import Choice
 from orchestrator.trial.order import derived_seed
 
 
@@ -20,18 +23,20 @@ class Facts:
         self._job = job
         self.proposals = {proposal.number: proposal for proposal in proposals}
         self.results = {result.number: result for result in results}
+        self.points: set[Key] = {point_key(proposal.choice, job.space) for proposal in proposals}
         self.spent = self._count()
-        self._finalists: list[int] | None = None
+        self._front: list[int] | None = None
 
     def proposed(self, proposal: Proposal) -> None:
         self.proposals[proposal.number] = proposal
+        self.points.add(point_key(proposal.choice, self._job.space))
         self.spent = replace(self.spent, fresh=self.spent.fresh + proposal.fresh)
 
     def ended(self, result: TrialResult) -> None:
         self.results[result.number] = result
         self.spent = self._count()
         if not self.is_replicate(result.number):
-            self._finalists = None
+            self._front = None
 
     @property
     def next_number(self) -> int:
@@ -65,15 +70,26 @@ class Facts:
         """
         if self._job.budget.seeds == 1 or not all(self.is_replicate(proposal.number) for proposal in self.unended):
             return []
-        if self._finalists is None:
-            self._finalists = [point.number for point in find_front(self.searched, self._job.objectives).points]
         had = Counter(proposal.replicate_of for proposal in self.proposals.values())
-        return [number for nth in range(1, self._job.budget.seeds) for number in self._finalists if had[number] < nth]
+        return [number for nth in range(1, self._job.budget.seeds) for number in self.front() if had[number] < nth]
+
+    def front(self) -> list[int]:
+        """The trials on the front as it is, replicates left out."""
+        if self._front is None:
+            self._front = [point.number for point in find_front(self.searched, self._job.objectives).points]
+        return self._front
+
+    def wanted_form(self) -> tuple[int, Choice] | None:
+        """The next form of a network of the front that is worth a trial, and whose; None where the job asks for none."""
+        if not self._job.search.bit_ladder:
+            return None
+        return wanted(self._job, [(number, self.results[number].choice) for number in self.front()], self.points)
 
     def end(self) -> End | None:
-        """Why nothing is to be run, as far as facts tell: not that a space has no more points, nor what stopping rules want."""
+        """Why nothing is to be run, as far as facts tell: not that a space has no more points, nor what rules want."""
         budget, done = self._job.budget, goal(self._job.budget, self.spent)
-        if done is not None and not (self.unended or self.missing_seeds() or self._job.stopping.promote):
+        more = self._job.stopping.promote or self._job.search.bit_ladder
+        if done is not None and not (self.unended or self.missing_seeds() or more):
             return done
         return limit(budget, self.spent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -153,12 +154,24 @@ def seeds_from_front(choices: Iterable[Mapping[str, Value]], space: SearchSpace,
 
 
 def _num_steps(domain: Domain) -> int:
-    low, high, step = (Fraction(str(number)) for number in (domain.low, domain.high, domain.step or 1))  # exact, as written
-    return (high - low) // step + 1
+    return _count_steps(domain.low, domain.high, domain.step or 1)
 
 
 def _at_step(domain: Domain, index: int) -> Value:
-    return as_proposed(domain, Fraction(str(domain.low)) + index * Fraction(str(domain.step or 1)))
+    return as_proposed(domain, _exact_step(domain.low, domain.step or 1, index))
+
+
+# Exact, as the numbers are written. A search asks for the same few again and again.
+
+
+@functools.lru_cache(maxsize=256)
+def _count_steps(low: float, high: float, step: float) -> int:
+    return (Fraction(str(high)) - Fraction(str(low))) // Fraction(str(step)) + 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _exact_step(low: float, step: float, index: int) -> Fraction:
+    return Fraction(str(low)) + index * Fraction(str(step))
 
 
 def _same(domain: Domain, value: Value) -> tuple[str, Value]:

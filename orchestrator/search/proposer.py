@@ -7,6 +7,7 @@ from itertools import chain
 
 from orchestrator.errors import SpaceExhausted
 from orchestrator.results.trial_result import Proposal, TrialResult
+from orchestrator.search.ehvi import EhviSampler
 from orchestrator.search.optuna_sampler import MODELLED, OptunaSampler
 from orchestrator.search.points import Key, grid, is_finite, point_key, quasi_random
 from orchestrator.spec.job import Job
@@ -29,7 +30,7 @@ class Proposer:
         space, recipe, sampler = job.space, job.recipe, job.search.sampler
         self._space = space
         self._taken: set[Key] = set()
-        self._model = OptunaSampler(job) if sampler in MODELLED else None
+        self._model = EhviSampler(job) if sampler == "ehvi" else OptunaSampler(job) if sampler in MODELLED else None
         finite = is_finite(space)
         points: Iterator[Choice] = iter(())
         if sampler == "grid":

@@ -19,19 +19,23 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 class SearchSettings(Strict):
     """How the next recipe is proposed; docs/methods/search.md says which sampler when.
 
-    `random`, `tpe`, `nsga2`, `nsga3` and `gp` are Optuna's, `qmc` is a scrambled Sobol sequence, `grid` every combination.
+    `ehvi` is the product's own: expected hypervolume improvement for what a trial would cost. `random`, `tpe`, `nsga2`, `nsga3`
+    and `gp` are Optuna's, `qmc` is a scrambled Sobol sequence, `grid` every combination.
 
     Args:
-        num_startup: proposals that `tpe` and `gp` make at random before they model; the population of `nsga2` and `nsga3`.
+        num_startup: proposals that `tpe`, `gp` and `ehvi` make before they model; the population of `nsga2` and `nsga3`.
         grid_points: values that `grid` takes from a float hole that has no step, both ends among them.
         seeds: points that are proposed first, in this order, each as dotted path to value. A hole that one leaves out keeps
             the recipe's own value.
+        bit_ladder: networks of the front are exported at the other bit widths too, which trains nothing. Such trials come on
+            top of `budget.trials`.
     """
 
-    sampler: Literal["random", "qmc", "tpe", "nsga2", "nsga3", "gp", "grid"] = "tpe"
+    sampler: Literal["random", "qmc", "tpe", "nsga2", "nsga3", "gp", "ehvi", "grid"] = "tpe"
     num_startup: Annotated[int, Field(ge=1)] = 8
     grid_points: Annotated[int, Field(ge=2, le=1000)] = 5
     seeds: list[dict[str, Value]] = Field(default_factory=list)
+    bit_ladder: bool = False
 
 
 class PlateauSettings(Strict):

@@ -114,6 +114,9 @@ MAXIMIZED = frozenset(
     {"accuracy", "worst_class_accuracy", "robust_accuracy", "explanation_similarity", "agreement", "sparsity"}
 )
 
+# These lie between 0 and 1.
+FRACTIONS = MAXIMIZED | {"calibration_error", "flip_rate"}
+
 # What is measured only when the recipe says how.
 NEEDS = {"robust_accuracy": "measurement.attack", "explanation_similarity": "measurement.num_explained"}
 
