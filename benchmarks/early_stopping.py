@@ -3,8 +3,8 @@
     uv run python benchmarks/early_stopping.py [--seeds 20] [--trials 60] [--processes 2] [--table FILE]
 
 The part of the table whose last phase has all its epochs (27 where it trains quantizers), so that every trial asks for the
-whole and a rule decides how much it gets. Random points for everybody, so that rules are compared and not searchers; TPE beside
-it. Everybody shares stages, as in the product. Regret and cost as in search_quality.py. Only networks that were trained to the
+whole and a rule decides how much it gets. Random points for everybody, so that rules are compared and not searchers; TPE and
+ehvi beside it. Everybody shares stages, as in the product. Regret and cost as in search_quality.py. Only networks that were trained to the
 end count, as the product ships no others; the lines "stopped networks count" give peers theirs as they were when they were
 stopped. "ASHA, scalarised" is told the mean of the costs, each in units of its reference.
 Printed, and written to docs/benchmarks/early_stopping.json and .png.
@@ -32,10 +32,12 @@ FULL, MAIN = "random, in full", "ours, random"
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     FULL: ("random", {}),
     "TPE, in full": ("tpe", {}),
+    "ehvi, in full": ("ehvi", {}),
     MAIN: ("random", HALVING),
     "ours, random, no control": ("random", HALVING | {"control_fraction": 0.0}),
     "ours, random, stopped for good": ("random", HALVING | {"promote": False}),
-    "ours, TPE": ("tpe", HALVING),
+    "ours, random, from epoch 9": ("random", HALVING | {"min_epochs": 9}),
+    "ours, ehvi, from epoch 9": ("ehvi", HALVING | {"min_epochs": 9}),
 }
 _MORE = 5  # trials that are stopped are cheap: so many times more of them, within the same cost
 _LARGE, _LARGE_SECONDS = 820, 10.0  # all points of the whole table; the target is for a thousand trials

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence
 
 import click
 
 from orchestrator.cli.options import home_option, load_sweep, output_option, read_weights
-from orchestrator.cli.tables import Rows, counts_text, print_front, shown
+from orchestrator.cli.tables import Rows, counts_text, print_front
+from orchestrator.cli.where import is_number, metrics_of, none_satisfies, satisfying
 from orchestrator.errors import JobError, NoFeasibleTrialError, nearest_name
-from orchestrator.pareto.condition import Condition, misses, parse_condition, total_share
-from orchestrator.pareto.front import Front, certainty_of, costs_of, narrowed, ranks_with_infeasible, weighted_point
+from orchestrator.pareto.condition import parse_condition
+from orchestrator.pareto.front import Front, certainty_of, costs_of, ranks_with_infeasible, weighted_point
 from orchestrator.pareto.selection import representatives
 from orchestrator.results.trial_result import TrialResult
-from orchestrator.spec.names import MEASUREMENTS
 from orchestrator.spec.objective import Objective
 
 
@@ -48,9 +47,9 @@ def command(
     """
     wanted = read_weights(weights) if weights is not None else None
     _, found, job, whole = load_sweep(home, sweep)
-    metrics = _metrics(whole)
+    metrics = metrics_of(whole)
     condition = parse_condition(where, metrics, "--where") if where is not None else None
-    front = narrowed(whole, _satisfies(condition)) if condition else whole
+    front = satisfying(whole, condition) if condition else whole
     ranks = ranks_with_infeasible(front) if everything else None
     rows = Rows(
         where=where,
@@ -64,26 +63,15 @@ def command(
     except NoFeasibleTrialError:
         if condition is None or not whole.points:
             raise
-        raise NoFeasibleTrialError(f"no feasible trial of {sweep!r} satisfies --where: {_nearest(whole, condition)}") from None
+        raise none_satisfies(sweep, whole, condition) from None
     if output == "table":
         click.echo(f"\n{counts_text(front)}; hypervolume {front.hypervolume:.6g}{_doubtful(front, everything)}", err=True)
-
-
-def _metrics(front: Front) -> list[str]:
-    """What may be named: every number that a trial of the sweep was measured by; before there is one, all that exist."""
-    trials = [*front.results, *front.infeasible]
-    found = dict.fromkeys(name for trial in trials for name, value in trial.measurements.items() if _number(value))
-    return [*found] or list(MEASUREMENTS)
 
 
 def _known(metric: str, metrics: Sequence[str]) -> str:
     if metric not in metrics:
         raise JobError("name a metric that was measured", metric, where="--sort", nearest=nearest_name(metric, list(metrics)))
     return metric
-
-
-def _satisfies(condition: Condition) -> Callable[[TrialResult], bool]:
-    return lambda trial: not misses(condition, {**trial.gate, **trial.measurements})
 
 
 def _ordered(front: Front, ranks: Mapping[int, int] | None, metric: str | None) -> tuple[TrialResult, ...]:
@@ -104,30 +92,14 @@ def _ordered(front: Front, ranks: Mapping[int, int] | None, metric: str | None) 
 
 def _key(trial: TrialResult, axis: Objective) -> tuple[bool, float, int]:
     value = {**trial.gate, **trial.measurements}.get(axis.metric)
-    return (False, axis.cost(float(value)), trial.number) if _number(value) else (True, 0.0, trial.number)
+    return (False, axis.cost(float(value)), trial.number) if is_number(value) else (True, 0.0, trial.number)
 
 
 def _representatives(front: Front, k: int) -> tuple[int, ...]:
     return tuple(front.points[index].number for index in representatives(costs_of(front.points, front.objectives), k))
 
 
-def _nearest(front: Front, condition: Condition) -> str:
-    """Which feasible trial comes closest to a condition that none satisfies, and by how much it misses."""
-    missed = {trial.id: misses(condition, trial.measurements) for trial in front.results}
-    trial = min(missed, key=lambda name: total_share(missed[name]))
-    values = next(result.measurements for result in front.results if result.id == trial)
-    names = dict.fromkeys(
-        side for miss in missed[trial] for side in (miss.comparison.left, miss.comparison.right) if isinstance(side, str)
-    )
-    has = ", ".join(f"{name} {shown(values[name])}" for name in names if name in values)
-    return f"the nearest is {trial}{f' with {has}' if has else ''}: {' and '.join(map(str, missed[trial]))}"
-
-
 def _doubtful(front: Front, everything: bool) -> str:
     """How many dominated trials may be on the front, where they are not shown."""
     count = 0 if everything else len(certainty_of(front).possible)
     return f"; {count} more possibly on the front, which --all shows" if count else ""
-
-
-def _number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

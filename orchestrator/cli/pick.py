@@ -8,19 +8,22 @@ import click
 
 from orchestrator.cli.options import home_option, load_sweep, output_option, read_weights
 from orchestrator.cli.tables import shown
+from orchestrator.cli.where import metrics_of, none_satisfies, satisfying
 from orchestrator.errors import UsageError
+from orchestrator.pareto.condition import parse_condition
 
 
 @click.command(
     "pick",
     epilog="Examples: orchestrator pick quickstart --knee --register digits | "
-    "orchestrator pick quickstart --weights accuracy=3,size_bytes=1",
+    'orchestrator pick quickstart --best accuracy --where "size_bytes<5e4"',
 )
 @click.argument("sweep")
 @click.option("--knee", is_flag=True, help="The point furthest below the plane through the front's extremes.")
 @click.option("--trial", metavar="ID", help="This trial, e.g. t0007.")
 @click.option("--best", metavar="METRIC", help="The best by one objective.")
 @click.option("--weights", metavar="M=W,...", help="The best by weighted objectives.")
+@click.option("--where", metavar="CONDITION", help="Among the trials that satisfy this, as size_bytes<1e6 or macs<1e7.")
 @click.option("--register", "name", metavar="NAME", help="Register it as the next version of this model in MLflow.")
 @click.option("--alias", default="champion", show_default=True, help="Alias that the version gets.")
 @home_option
@@ -31,6 +34,7 @@ def command(
     trial: str | None,
     best: str | None,
     weights: str | None,
+    where: str | None,
     name: str | None,
     alias: str,
     home: str | None,
@@ -44,6 +48,11 @@ def command(
     if sum([knee, trial is not None, best is not None, weights is not None]) != 1:
         raise UsageError("must give exactly one of --knee, --trial, --best, --weights")
     place, found, job, front = load_sweep(home, sweep)
+    if where is not None:
+        condition = parse_condition(where, metrics_of(front), "--where")
+        whole, front = front, satisfying(front, condition)
+        if whole.points and not front.points:
+            raise none_satisfies(sweep, whole, condition)
     from orchestrator.delivery.pick import Wish, choose, open_test_once, register_pick
 
     click.echo("opening the test split", err=True)

@@ -158,8 +158,12 @@ def test_pick_tests_once_and_registers_a_model_that_reproduces_the_record(finish
 
     record = Home(finished).sweep("small").trial_folder(int(told["trial"][1:])) / "test.json"
     before = record.read_bytes()
-    second = json.loads(orchestrator("pick", "small", "--trial", told["trial"], "-o", "json", home=finished).stdout)
+    size = told["measurements"]["size_bytes"]
+    here = ("--trial", told["trial"], "--where", f"size_bytes <= {size}")
+    second = json.loads(orchestrator("pick", "small", *here, "-o", "json", home=finished).stdout)
     assert second["test"] == told["test"]
+    none = orchestrator("pick", "small", "--knee", "--where", "size_bytes < 1", home=finished)
+    assert (none.returncode, "the nearest is t" in none.stderr) == (4, True), none.stderr
     assert record.read_bytes() == before
     other = next(f"t{n:04d}" for n in range(6) if f"t{n:04d}" != told["trial"])
     assert f"opened for {told['trial']}" in orchestrator("pick", "small", "--trial", other, home=finished).stderr
