@@ -4,9 +4,9 @@
 
 The part of the table whose last phase has all its epochs (27 where it trains quantizers), so that every trial asks for the
 whole and a rule decides how much it gets. Random points for everybody, so that rules are compared and not searchers; TPE and
-ehvi beside it. Everybody shares stages, as in the product. Regret and cost as in search_quality.py. Only networks that were trained to the
-end count, as the product ships no others; the lines "stopped networks count" give peers theirs as they were when they were
-stopped. "ASHA, scalarised" is told the mean of the costs, each in units of its reference.
+ehvi beside it. Everybody shares stages, as in the product. Regret and cost as in search_quality.py. Only networks that were
+trained to the end count, as the product ships no others; the lines "stopped networks count" give peers theirs as they were when
+they were stopped. "ASHA, scalarised" is told the mean of the costs, each in units of its reference.
 Printed, and written to docs/benchmarks/early_stopping.json and .png.
 """
 

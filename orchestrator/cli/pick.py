@@ -11,6 +11,7 @@ from orchestrator.cli.tables import shown
 from orchestrator.cli.where import metrics_of, none_satisfies, satisfying
 from orchestrator.errors import UsageError
 from orchestrator.pareto.condition import parse_condition
+from orchestrator.pareto.front import Front
 
 
 @click.command(
@@ -48,11 +49,7 @@ def command(
     if sum([knee, trial is not None, best is not None, weights is not None]) != 1:
         raise UsageError("must give exactly one of --knee, --trial, --best, --weights")
     place, found, job, front = load_sweep(home, sweep)
-    if where is not None:
-        condition = parse_condition(where, metrics_of(front), "--where")
-        whole, front = front, satisfying(front, condition)
-        if whole.points and not front.points:
-            raise none_satisfies(sweep, whole, condition)
+    front = _part(sweep, front, where) if where is not None else front
     from orchestrator.delivery.pick import Wish, choose, open_test_once, register_pick
 
     click.echo("opening the test split", err=True)
@@ -82,3 +79,11 @@ def command(
     click.echo(f"  {'test accuracy':<24}{shown(test['accuracy'])}  ({note})")
     if version is not None:
         click.echo(f"registered {version.name} version {version.version} as {version.uri} in {version.tracking_uri}")
+
+
+def _part(sweep: str, front: Front, where: str) -> Front:
+    condition = parse_condition(where, metrics_of(front), "--where")
+    part = satisfying(front, condition)
+    if front.points and not part.points:
+        raise none_satisfies(sweep, front, condition)
+    return part
