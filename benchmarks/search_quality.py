@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,30 @@ def peers(args: argparse.Namespace) -> list[Entry]:
     ]
 
 
-def product(args: argparse.Namespace, cost: float) -> list[Entry]:
-    """The product's searchers, for as many trials as a cost allows."""
-    return [
-        Entry(
-            name, sampler, seed, args.trials * (1 if sampler == "gp" else _MORE), True, True, cost, stopping, table=args.table
-        )
-        for name, (sampler, stopping) in OURS.items()
-        for seed in range(args.gp_seeds if sampler == "gp" else args.seeds)
-    ]
+def product(args: argparse.Namespace, names: Iterable[str], seeds: range, cost: float) -> list[Entry]:
+    """The product's searchers, for as many trials as a cost allows; the slow one for no more than its peer, and fewer seeds."""
+    found = []
+    for name in names:
+        sampler, stopping = OURS[name]
+        slow = sampler == "gp"
+        trials = args.trials * (1 if slow else _MORE)
+        found += [
+            Entry(name, sampler, seed, trials, True, True, cost, stopping, table=args.table)
+            for seed in (seeds[: args.gp_seeds] if slow else seeds)
+        ]
+    return found
+
+
+def fresh(args: argparse.Namespace, cost: float) -> dict[str, Any]:
+    """The main comparison once more, with seeds that nothing was chosen by (docs/decisions/0011)."""
+    seeds = range(args.seeds, 2 * args.seeds)
+    entries = [Entry("Optuna TPE", "Optuna TPE", seed, args.trials, table=args.table) for seed in seeds]
+    outcomes = play_all([*entries, *product(args, [MAIN], seeds, cost)], args.processes)
+    steps = {name: [one["steps"] for one in found] for name, found in outcomes.items()}
+    goal = statistics.median(one[-1][1] for one in steps["Optuna TPE"])
+    factor = reached(steps["Optuna TPE"], goal) / reached(steps[MAIN], goal)
+    print(f"with seeds {seeds[0]} to {seeds[-1]}: regret {goal:.4f}, {MAIN} {factor:.2f}x cheaper than Optuna TPE")
+    return {"seeds": [seeds[0], seeds[-1]], "goal": goal, "cheaper": factor}
 
 
 def judge(steps: dict[str, list[Steps]], goal: float, top: float) -> list[dict[str, Any]]:
@@ -77,9 +93,14 @@ def judge(steps: dict[str, list[Steps]], goal: float, top: float) -> list[dict[s
             "regret": middle(seeds, costs),
             "worse_than_random_at": worse,
         }
-        line |= {f"cheaper_than_{key}": value / cost for key, value in yardsticks.items()}
+        line |= {f"cheaper_than_{key}": ratio(value, cost) for key, value in yardsticks.items()}
         lines.append(line)
     return lines
+
+
+def ratio(theirs: float, ours: float) -> float | None:
+    """How many times as much theirs is; None where one of the two never came to the goal."""
+    return theirs / ours if max(theirs, ours) < float("inf") else None
 
 
 def against(
@@ -92,6 +113,19 @@ def against(
     verdict = "met" if factor >= TARGET else "MISSED"
     print(f"target {TARGET}x cheaper than {rival}: {MAIN} {'' if came else 'at least '}{factor:.2f}x: {verdict}")
     return {"rival": rival, "came_to_the_goal": came, "cheaper": factor}
+
+
+def described(line: dict[str, Any]) -> str:
+    """One searcher, for people."""
+    if line["cost"] is None:
+        return f"{line['name']}: never came to it"
+    found = [f"{line['name']}: cost {line['cost']:.0f}"]
+    found += [
+        f"{line[key]:.2f}x {key.replace('_', ' ')}" for key in line if key.startswith("cheaper") and line[key] is not None
+    ]
+    if line["worse_than_random_at"]:
+        found.append(f"worse than random at {len(line['worse_than_random_at'])} of 12 costs")
+    return ", ".join(found)
 
 
 def main() -> None:
@@ -108,7 +142,7 @@ def main() -> None:
     print(describe())
     outcomes = play_all(peers(args), args.processes)
     top = statistics.median(one["cost"] for one in outcomes["Optuna TPE"])
-    outcomes |= play_all(product(args, top), args.processes)
+    outcomes |= play_all(product(args, OURS, range(args.seeds), top), args.processes)
     steps: dict[str, list[Steps]] = {name: [one["steps"] for one in seeds] for name, seeds in outcomes.items()}
     for sharing in (False, True):
         found = syne_tune(args.seeds, args.trials * _MORE, top, args.table, sharing=sharing, pin=False)
@@ -117,17 +151,14 @@ def main() -> None:
     lines = judge(steps, goal, top)
     print(f"regret of Optuna's TPE after {args.trials} trials: {goal:.4f}, for a cost of {top:.0f}")
     for line in lines:
-        alone, shared = line["cheaper_than_Optuna TPE"], line["cheaper_than_Optuna TPE, sharing"]
-        worse = (
-            f"; worse than random at {len(line['worse_than_random_at'])} of 12 costs" if line["worse_than_random_at"] else ""
-        )
-        cost = "never came to it" if line["cost"] is None else f"cost {line['cost']:.0f}"
-        print(f"{line['name']}: {cost}, {alone:.2f}x cheaper than TPE, {shared:.2f}x with sharing{worse}")
+        print(described(line))
     rivals = [against(rival, steps, outcomes, goal) for rival in RIVALS]
+    again = fresh(args, top)
     thinking = {name: statistics.median(one["seconds_per_trial"] for one in seeds) for name, seeds in outcomes.items()}
     about = {"machine": describe(), "arguments": vars(args), "seconds": round(time.time() - started)}
     about |= {
         "rivals": rivals,
+        "fresh_seeds": again,
         "goal": goal,
         "top": top,
         "checkpoints": checkpoints(top),

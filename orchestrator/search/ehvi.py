@@ -41,6 +41,7 @@ _STARTUP = 2**20  # as many points as a Sobol sequence is ever asked for
 _DRAWS = 32  # a power of two
 _THRIFT = 0.5  # power of the price
 _GROWTH = 1.2  # hyperparameters are fitted again when there are so many times more observations
+_FITTED = 150  # to no more than so many: what they say of ten or twenty lengths is enough, and costs a cube
 _RESAMPLED, _STEP = 0.3, 0.1  # of a point near the front: share of its holes that differ, and by how much of their range
 
 
@@ -67,13 +68,14 @@ class _Observed:
     def surrogate(self, under_way: FloatArray) -> Surrogate:
         """Fitted to what was seen, and to trials under way as if they had ended as expected.
 
-        Hyperparameters are fitted to the first n observations, for n of a fixed series: facts alone decide, and not when a
-        point was asked for.
+        Hyperparameters are fitted to the first n observations (evenly chosen from them where they are many), for n of a fixed
+        series: facts alone decide, and not when a point was asked for.
         """
         inputs, values = np.array(self.inputs), np.array(self.values)
         count = _last_of_series(len(values))
         if count not in self.fitted:
-            self.fitted = {count: fit(inputs[:count], values[:count])}
+            chosen = np.linspace(0, count - 1, min(count, _FITTED)).astype(int)
+            self.fitted = {count: fit(inputs[chosen], values[chosen])}
         found = Surrogate(inputs, values, self.fitted[count])
         if not len(under_way):
             return found
