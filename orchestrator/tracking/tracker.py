@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.pareto.front import Front
 from orchestrator.results.trial_result import TrialResult
 
+End = tuple[TrialResult, Front]
+"""A trial's result, and how the front stands after it."""
+
 
 class Tracker(Protocol):
     """Shows a sweep while it runs. Written by one process."""
 
     def open(self) -> None:
-        """Connect, and find or make the sweep's run."""
+        """Connect, find or make the sweep's run, and show what the facts have and the server has not."""
 
-    def trial_ended(self, result: TrialResult, front: Front) -> None:
-        """Show a trial and how the front stands after it."""
+    def trials_ended(self, ends: Sequence[End]) -> None:
+        """Show trials, in the order in which they ended; those that were shown before stay as they are."""
 
     def close(self, front: Front, files: list[Path]) -> None:
         """Show the final front and attach files."""
@@ -28,37 +31,50 @@ class Tracker(Protocol):
 class InBackground:
     """A tracker on a thread of its own: calls return at once and are carried out in order.
 
-    The first error ends tracking, not the sweep; it is kept in `error`.
+    What comes in while the tracker is busy is handed to it in one piece, so that a server that falls behind has less to do. The
+    first error ends tracking, not the sweep; it is kept in `error`.
     """
 
     def __init__(self, make: Callable[[], Tracker]) -> None:
         self.error: Exception | None = None
-        self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue()
+        self._ends: queue.SimpleQueue[End | None] = queue.SimpleQueue()
+        self._last: tuple[Front, list[Path]] | None = None
         self._thread = threading.Thread(target=self._work, args=(make,), daemon=True)
 
     def open(self) -> None:
         self._thread.start()
 
     def trial_ended(self, result: TrialResult, front: Front) -> None:
-        self._calls.put(lambda tracker: tracker.trial_ended(result, front))
+        self._ends.put((result, front))
 
     def close(self, front: Front, files: list[Path]) -> None:
         """Wait until everything is shown."""
-        self._calls.put(lambda tracker: tracker.close(front, files))
-        self._calls.put(None)
+        self._last = front, files
+        self._ends.put(None)
         self._thread.join()
 
     def _work(self, make: Callable[[], Tracker]) -> None:
-        tracker: Tracker | None = None
         try:
             tracker = make()
             tracker.open()
+            more = True
+            while more:
+                ends, more = self._waiting()
+                if ends:
+                    tracker.trials_ended(ends)
+            if self._last is not None:
+                tracker.close(*self._last)
         except Exception as error:  # noqa: BLE001 - whatever a tracking server does must not reach the sweep
             self.error = error
-        while (call := self._calls.get()) is not None:
-            if tracker is None or self.error is not None:
-                continue
+
+    def _waiting(self) -> tuple[list[End], bool]:
+        """All ends that are there, and whether more may come; waits for the first of them."""
+        ends: list[End] = []
+        end = self._ends.get()
+        while end is not None:
+            ends.append(end)
             try:
-                call(tracker)
-            except Exception as error:  # noqa: BLE001 - as above
-                self.error = error
+                end = self._ends.get_nowait()
+            except queue.Empty:
+                return ends, True
+        return ends, False
