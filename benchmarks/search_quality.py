@@ -33,7 +33,6 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours, random": ("random", {}),
     "ours, nsga2": ("nsga2", {}),
     "ours, tpe": ("tpe", {}),
-    "ours, gp": ("gp", {}),
     "ours, ehvi": ("ehvi", {}),
     "ours, ehvi, stopping": ("ehvi", HALVING),
 }
@@ -53,17 +52,12 @@ def peers(args: argparse.Namespace) -> list[Entry]:
 
 
 def product(args: argparse.Namespace, names: Iterable[str], seeds: range, cost: float) -> list[Entry]:
-    """The product's searchers, for as many trials as a cost allows; the slow one for no more than its peer, and fewer seeds."""
-    found = []
-    for name in names:
-        sampler, stopping = OURS[name]
-        slow = sampler == "gp"
-        trials = args.trials * (1 if slow else _MORE)
-        found += [
-            Entry(name, sampler, seed, trials, True, True, cost, stopping, table=args.table)
-            for seed in (seeds[: args.gp_seeds] if slow else seeds)
-        ]
-    return found
+    """The product's searchers, for as many trials as a cost allows."""
+    return [
+        Entry(name, OURS[name][0], seed, args.trials * _MORE, True, True, cost, OURS[name][1], table=args.table)
+        for name in names
+        for seed in seeds
+    ]
 
 
 def fresh(args: argparse.Namespace, cost: float) -> dict[str, Any]:
