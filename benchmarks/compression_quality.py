@@ -99,7 +99,7 @@ def run(job: tuple[str, int, dict[str, Any], str, str]) -> dict[str, Any]:
         result = run_trial(order, LocalHost(process, quiet, say), workshop)
         if result.state != "COMPLETE":
             raise SystemExit(f"{name}, seed {seed}: {result.failure}")
-        test = open_test_split(workshop.decoded(Recipe.model_validate(recipe).data, "test") / "images.arrow")
+        test = open_test_split(workshop.split(Recipe.model_validate(recipe).data, "test"))
         logits = Runtime(folder / "model.onnx", 1).logits(test.images.astype(np.float32))
     judged = classification(logits, test.labels)
     outcome = {"name": name, "seed": seed, "test_accuracy": judged["accuracy"], **result.measurements}

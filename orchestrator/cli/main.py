@@ -22,6 +22,7 @@ _COMMANDS = {
     "front": "show the Pareto front of a sweep",
     "pick": "choose a model off the front, test it once, register it",
     "report": "write a sweep's HTML page, or a picture",
+    "cache": "show what stages left in the home folder, or clear it",
     "ui": "open MLflow's pages on the embedded database",
 }
 

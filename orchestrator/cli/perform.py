@@ -21,6 +21,8 @@ from orchestrator.spec.load import read_resolved, resolved_text
 
 _EXIT = {"hours": 5, "device_hours": 5, "failures": 5, "interrupted": 130, "terminated": 143}  # others have reached a goal
 
+_APART = ("name", "budget", "tracking", "gangs", "storage")  # what does not make another sweep
+
 
 def perform(job: Job, home: Home, sweep: Sweep, output: str, *, address: str | None, verbose: bool, fresh: bool = False) -> int:
     """Run what is left of a sweep, print its front, and return the exit code.
@@ -127,7 +129,7 @@ def _agree(sweep: Sweep, job: Job) -> None:
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:
     """`path: old -> new` for every leaf that differs, apart from what does not make another sweep."""
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = [key for key in dict.fromkeys([*before, *after]) if f"{path}{key}" not in ("name", "budget", "tracking")]
+        keys = [key for key in dict.fromkeys([*before, *after]) if f"{path}{key}" not in _APART]
         return [line for key in keys for line in _differences(before.get(key), after.get(key), f"{path}{key}.")]
     return [] if before == after else [f"{path.removesuffix('.')}: {before} -> {after}"]
 

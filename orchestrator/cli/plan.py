@@ -42,7 +42,7 @@ def command(job: str, probe: bool, overrides: tuple[str, ...], home: str | None,
     loaded = load_job(job, overrides)
     resources = loaded.resources
     here = {"CPU": float(len(os.sched_getaffinity(0)))}
-    gangs = num_gangs(resources, here, loaded.budget.trials) if resources.gpus_per_worker == 0 else resources.gangs
+    gangs = num_gangs(resources, [here], loaded.budget.trials) if resources.gpus_per_worker == 0 else resources.gangs
     sampler = Proposer(loaded)
     first = [loaded.space.baseline(loaded.recipe) or {}]
     sampler.know(Proposal(0, first[0], {}))

@@ -36,6 +36,7 @@ def command(job: str, overrides: tuple[str, ...], folder: str | None, home: str 
     from orchestrator.trial.stages import StageStore
     from orchestrator.trial.workshop import Workshop
 
+    store = StageStore.of({"root": str(place.stages), **loaded.storage.model_dump()})
     quiet, device = machine_quiet(), "cuda" if loaded.resources.gpus_per_worker > 0 else "cpu"
     with tempfile.TemporaryDirectory() as scratch, local_process(quiet, device) as process:
         order = Order(
@@ -49,7 +50,7 @@ def command(job: str, overrides: tuple[str, ...], folder: str | None, home: str 
             threads=loaded.resources.threads_per_worker,
             device=device,
         )
-        result = run_trial(order, LocalHost(process, quiet, _show), Workshop(StageStore(place.stages), process))
+        result = run_trial(order, LocalHost(process, quiet, _show), Workshop(store, process))
         if not process.first:
             return 0
     click.echo(json.dumps(result.to_json(), indent=1))

@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # How often a Train controller looks after its workers: the default of 2 s is added to every start.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
+    # After how long it takes a worker that does not answer for dead: as long as the desk waits, not ten minutes.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -54,8 +56,8 @@ def prepare_environment(home: Path, *, local: bool) -> None:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, *, verbose: bool) -> Iterator[dict[str, float]]:
-    """Ray for the time of a sweep, after `prepare_environment`; yields the cluster's resources.
+def connected(address: str | None, *, verbose: bool) -> Iterator[None]:
+    """Ray for the time of a sweep, after `prepare_environment`.
 
     Args:
         address: of a cluster to join; None starts a private one, which ends with the sweep.
@@ -72,7 +74,7 @@ def connected(address: str | None, *, verbose: bool) -> Iterator[dict[str, float
         yield from _session(ray, address, verbose=verbose)
 
 
-def _session(ray: Any, address: str | None, *, verbose: bool) -> Iterator[dict[str, float]]:
+def _session(ray: Any, address: str | None, *, verbose: bool) -> Iterator[None]:
     try:
         ray.init(
             address=address or "local",
@@ -85,7 +87,7 @@ def _session(ray: Any, address: str | None, *, verbose: bool) -> Iterator[dict[s
         where = f"a Ray cluster must answer at {address}" if address else "Ray must start on this machine"
         raise UnreachableError(f"{where}: {error}") from error
     try:
-        yield {name: float(amount) for name, amount in ray.cluster_resources().items()}
+        yield
     finally:
         ray.shutdown()
 

@@ -6,6 +6,7 @@ leaves behind (generators, thread counts, tensors) is put back before the next, 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -13,23 +14,26 @@ import re
 import threading
 import traceback
 import uuid
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.exceptions
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from orchestrator.cluster.ledger import CLOSED, Verdict
-from orchestrator.errors import TrialAbandoned, TrialStopped
+from orchestrator.cluster.lifeline import UNANSWERED, Lifeline
+from orchestrator.cluster.upkeep import answers, must_recycle, resident_bytes
+from orchestrator.errors import OrchestratorError, TrialAbandoned, TrialStopped
 from orchestrator.measure.quiet import Quiet
 from orchestrator.results.store import Sweep
 from orchestrator.results.trial_result import TrialResult
-from orchestrator.training.process import Process
+from orchestrator.spec.job import GangSettings
+from orchestrator.training.process import Agreement, Process
 from orchestrator.trial.host import gang_process, machine_quiet
 from orchestrator.trial.order import Order
 from orchestrator.trial.pipeline import run_trial
@@ -43,16 +47,23 @@ _MAX_RESTARTS = 8
 # different sizes) are faults of the program.
 _LOST = re.compile(r"/gloo/.*(connection (closed|reset|refused|aborted)|broken pipe|time(d )?out|socket closed)", re.I | re.S)
 
-# That an actor did not answer. What it raised itself (RayTaskError) is a fault of ours, and stays one.
-_UNANSWERED = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError)
+_VERDICTS: tuple[Verdict, ...] = ("go", "stop", "abandon")  # as the numbers that ranks agree on
 
 
 class GangHost:
-    """A trial's host inside a gang: it talks to the desk."""
+    """A trial's host inside a gang: it talks to the desk, through rank 0 alone."""
 
-    def __init__(self, desk: Any, gang: str, process: Process, quiet: Quiet) -> None:
-        self.desk, self.gang, self.process, self._quiet = desk, gang, process, quiet
+    def __init__(self, desk: Any, gang: str, incarnation: str, process: Process, quiet: Quiet) -> None:
+        self.desk, self.gang, self.incarnation, self.process, self._quiet = desk, gang, incarnation, process, quiet
+        self.lifeline = Lifeline(desk, gang, incarnation)
+        self._agreement = Agreement(process, timedelta(seconds=_COLLECTIVE_TIMEOUT_S))
         self.number = -1
+
+    def begin(self, number: int) -> None:
+        """The next trial: nothing that was said of the last one concerns it."""
+        self.number = number
+        self._agreement.forget()
+        self.lifeline.begin(number)
 
     def progress(self, event: dict[str, Any]) -> None:
         """One rank asks, all obey: every rank leaves a trial at the same step."""
@@ -61,22 +72,45 @@ class GangHost:
     def progress_alone(self, event: dict[str, Any]) -> None:
         self._obey(self._ask(event))
 
+    def step(self, event: dict[str, Any]) -> None:
+        """Rank 0 says what it has heard so far, and all obey one step later."""
+        mine: Verdict = "go"
+        if self.process.first:
+            self.lifeline.move(event)
+            mine = self.lifeline.verdict if self.lifeline.silence is None else "abandon"
+        self._obey(_VERDICTS[self._agreement.next(_VERDICTS.index(mine))])
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        ray.get(self.desk.finish.remote(self.gang, self.incarnation, self.number, outcome))
+
     def _ask(self, event: dict[str, Any]) -> Verdict:
+        self.lifeline.move()
         try:
-            verdict: Verdict = ray.get(self.desk.report.remote(self.gang, self.number, event))
-        except _UNANSWERED as error:
-            # The desk went with its driver, say, while this process had a moment more: of the trial that says nothing.
-            raise TrialAbandoned(f"trial {self.number} was given up, as nobody answers: {error}") from error
+            verdict: Verdict = ray.get(self.desk.report.remote(self.gang, self.incarnation, self.number, event))
+        except UNANSWERED as error:
+            raise self._unanswered(error) from error
         return verdict
 
     def _obey(self, verdict: Verdict) -> None:
         if verdict == "stop":
             raise TrialStopped(f"trial {self.number} was stopped")
+        if verdict == "abandon" and self.lifeline.silence is not None:
+            raise self._unanswered(self.lifeline.silence) from self.lifeline.silence
         if verdict == "abandon":
             raise TrialAbandoned(f"trial {self.number} was given up")
 
-    def measuring(self) -> AbstractContextManager[None]:
-        return self._quiet.measuring()
+    def _unanswered(self, error: Exception) -> TrialAbandoned:
+        # The desk went with its driver, say, while this process had a moment more: of the trial that says nothing.
+        return TrialAbandoned(f"trial {self.number} was given up, as nobody answers: {error}")
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        self.lifeline.measuring = True
+        try:
+            with self._quiet.measuring():
+                yield
+        finally:
+            self.lifeline.measuring = False
 
 
 def serve(settings: dict[str, Any]) -> None:
@@ -87,21 +121,47 @@ def serve(settings: dict[str, Any]) -> None:
     process = gang_process(context.get_world_rank(), context.get_world_size(), get_device(), quiet)
     incarnation = process.agreed(uuid.uuid4().hex)
     ray.get(desk.arrive.remote(gang, incarnation))
-    workshop = Workshop(StageStore(Path(settings["stages"])), process)
-    host = GangHost(desk, gang, process, quiet)
+    workshop = Workshop(StageStore.of(settings["stages"]), process)
+    host = GangHost(desk, gang, incarnation, process, quiet)
+    if process.first:
+        host.lifeline.start()
     importlib.import_module("torch._dynamo")  # the first optimizer of a process needs it; whole, before threads import more
     threading.Thread(target=_warm_up, daemon=True).start()
     gc.freeze()  # what was imported stays: the collections between trials need not look at it
+    upkeep = _Upkeep(host, GangSettings.model_validate(settings["upkeep"]))
     serial = 0
-    while True:
-        lease = ray.get(desk.lease.remote(gang, incarnation, process.rank, serial))
-        if lease == CLOSED:
-            return
+    while (lease := ray.get(desk.lease.remote(gang, incarnation, process.rank, serial))) != CLOSED:
         if lease is None:
             continue
         serial += 1
         _reset(process)
         _serve_one(Order(**lease), host, workshop)
+        upkeep.after_a_trial()
+    host.lifeline.close()
+
+
+class _Upkeep:
+    """Looks after the processes of a gang between two trials."""
+
+    def __init__(self, host: GangHost, settings: GangSettings) -> None:
+        self._host, self._settings = host, settings
+        self._served, self._first_bytes = 0, 0
+
+    def after_a_trial(self) -> None:
+        """Have the desk send all ranks away where it is time.
+
+        Raises:
+            OrchestratorError: the device no longer computes: nothing that this process still had to do would end well.
+        """
+        process = self._host.process
+        if not answers(process.device):
+            raise OrchestratorError(f"{process.device} no longer computes for this process: another takes its place")
+        if not process.first:
+            return
+        self._served, now = self._served + 1, resident_bytes()
+        self._first_bytes = self._first_bytes or now
+        if must_recycle(self._served, self._first_bytes, now, settings=self._settings):
+            ray.get(self._host.desk.retire.remote(self._host.gang, self._host.incarnation))
 
 
 def _serve_one(order: Order, host: GangHost, workshop: Workshop) -> None:
@@ -110,16 +170,16 @@ def _serve_one(order: Order, host: GangHost, workshop: Workshop) -> None:
     Whatever is raised here ends the process, and Ray Train starts the group again: the other ranks may be in the middle of a
     collective. Unless its failure was told, the ledger then leases the order once more.
     """
-    host.number = order.number
+    host.begin(order.number)
     try:
         result = run_trial(order, host, workshop)
     except TrialAbandoned as error:
-        if isinstance(error.__cause__, _UNANSWERED):
+        if isinstance(error.__cause__, UNANSWERED):
             raise  # should the desk live on, it leases the order once more
         outcome: dict[str, Any] = {"outcome": "abandoned"}
     except Exception as error:
         if host.process.first and not lost_a_rank(error):
-            ray.get(host.desk.finish.remote(host.gang, order.number, _failed(error)))
+            host.finish(_failed(error))
         elif not host.process.first:
             # Rank 0 may be about to tell the same failure: this rank's end would end that one too.
             ray.get(host.desk.outcome.remote(order.number))
@@ -127,7 +187,7 @@ def _serve_one(order: Order, host: GangHost, workshop: Workshop) -> None:
     else:
         outcome = _written(Sweep(Path(order.folder).parents[1]), result) if host.process.first else {}
     if host.process.first:
-        ray.get(host.desk.finish.remote(host.gang, order.number, outcome))
+        host.finish(outcome)
 
 
 def lost_a_rank(error: BaseException | None) -> bool:
@@ -171,11 +231,14 @@ def _reset(process: Process) -> None:
         torch.cuda.reset_peak_memory_stats(process.device)
 
 
-def run_gang(gang: str, workers: int, resources: dict[str, float], scratch: Path, settings: dict[str, Any]) -> None:
-    """Start a worker group and keep it until the desk closes. Blocks; called on a thread of the driver.
+def run_gang(
+    gang: str, workers: int, resources: dict[str, float], scratch: Path, settings: dict[str, Any], *, together: bool = False
+) -> None:
+    """Start a worker group and keep it until the desk sends it away. Blocks; called on a thread of the driver.
 
     Args:
         resources: of one worker, as Ray names them.
+        together: all workers on one node, though they have to wait until there is room; otherwise on as few as can be.
         scratch: a local folder for what Ray Train writes; nothing of ours is kept there.
     """
     use_gpu = resources.get("GPU", 0) > 0
@@ -183,7 +246,12 @@ def run_gang(gang: str, workers: int, resources: dict[str, float], scratch: Path
         serve,
         train_loop_config={**settings, "gang": gang},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            placement_strategy="STRICT_PACK" if together else "PACK",
+        ),
         run_config=ray.train.RunConfig(
             name=f"{gang}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
             storage_path=str(scratch),

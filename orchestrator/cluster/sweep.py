@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import signal
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.cluster.capacity import num_gangs, worker_resources
+from orchestrator.cluster.capacity import fits_on_one, gangs_wanted, num_gangs, worker_resources
 from orchestrator.cluster.connection import NAMESPACE, connected, prepare_environment
 from orchestrator.cluster.director import Director, Observer
 from orchestrator.errors import OrchestratorError
@@ -30,6 +31,7 @@ from orchestrator.spec.job import Job
 
 Ending = Reason | Literal["interrupted", "terminated"]
 _TICK_S = 0.5
+_TICKS_PER_COUNT = 10  # of the nodes: one may have joined
 
 
 def run_sweep(
@@ -61,22 +63,30 @@ def run_sweep(
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory(prefix="orchestrator-") as scratch:
         # Importing torch and Ray Train takes as long as starting Ray: side by side, and whole before threads import the rest.
         imported = pool.submit(importlib.import_module, "orchestrator.cluster.gang")
-        with connected(address, verbose=verbose) as cluster:
+        with connected(address, verbose=verbose):
             imported.result()
-            return _Performance(director, cluster, Path(scratch), began, verbose=verbose).play()
+            return _Performance(director, Path(scratch), began, growing=address is not None, verbose=verbose).play()
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class _Performance:
     """The moving parts of one sweep: desk, gangs, Tune, the clock and the signals."""
 
-    def __init__(self, director: Director, cluster: dict[str, float], scratch: Path, began: float, *, verbose: bool) -> None:
+    def __init__(self, director: Director, scratch: Path, began: float, *, growing: bool, verbose: bool) -> None:
         self.director, self.scratch, self.began, self.verbose = director, scratch, began, verbose
-        resources = director.job.resources
-        director.slots = num_gangs(resources, cluster, director.remaining)
+        self.settings = director.job.resources
+        self.workers, self.resources = self.settings.workers_per_gang, worker_resources(self.settings)
+        director.slots = num_gangs(self.settings, _nodes(), director.remaining, growing=growing)
         director.desk = f"desk-{uuid.uuid4().hex[:8]}"
-        self.workers, self.resources = resources.workers_per_gang, worker_resources(resources)
         self.end: Ending | None = None
         self.over = threading.Event()
+        self.gangs: list[threading.Thread] = []
         self.lost: list[BaseException] = []
 
     def play(self) -> Ending:
@@ -84,27 +94,28 @@ class _Performance:
         import ray
 
         from orchestrator.cluster.desk import Desk
+        from orchestrator.cluster.ledger import Patience
 
-        director = self.director
-        self.desk: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).options(name=director.desk).remote()
+        director, silence = self.director, self.director.job.gangs
+        patience = Patience(silence.lost_after_s, silence.stalled_after_s)
+        self.desk: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).options(name=director.desk).remote(patience)
         # Straight from here: a gang need not wait until Tune has started the client that will wait for the outcome.
         director.submit = lambda order: ray.get(self.desk.submit.remote(order.to_json()))
         director.watch = lambda number, rungs: ray.get(self.desk.watch.remote(number, rungs))
         director.judge = lambda number, goes_on: ray.get(self.desk.judge.remote(number, goes_on))
         _say(director.observers, f"starting {director.slots} gang{'s' if director.slots > 1 else ''} of {self.workers}")
-        gangs = [threading.Thread(target=self._gang, args=(f"g{index}",), daemon=True) for index in range(director.slots)]
+        self._start_gangs(director.slots)
         clock = threading.Thread(target=self._watch, daemon=True)
-        for thread in (*gangs, clock):
-            thread.start()
+        clock.start()
         try:
             with self._signals():
                 self._tune()
         finally:
             self.over.set()
             ray.get(self.desk.close.remote())
-            for gang in gangs:
-                gang.join(timeout=20 if self.end is None else 5)
             clock.join()
+            for gang in self.gangs:
+                gang.join(timeout=20 if self.end is None else 5)
         if self.end is not None:
             return self.end
         end = director.ending()
@@ -143,17 +154,54 @@ class _Performance:
         finally:
             close_conversation(token)
 
+    def _start_gangs(self, num: int) -> None:
+        for _ in range(num):
+            thread = threading.Thread(target=self._gang, args=(f"g{len(self.gangs)}",), daemon=True)
+            self.gangs.append(thread)
+            thread.start()
+
     def _gang(self, name: str) -> None:
-        """One thread: keep one gang until the desk closes."""
+        """One thread: keep one gang until the desk closes, or until it is of no use to start it again."""
+        import ray
+
+        called: bool | None = True
+        while called:
+            error = self._one_run(name)
+            if self.over.is_set():
+                return
+            if not ray.get(self.desk.left.remote(name, error is not None)):
+                self.lost.append(error or OrchestratorError(f"{name} left"))
+                break
+            while (called := ray.get(self.desk.called_for.remote())) is None:
+                pass
+            if called:
+                _say(self.director.observers, f"{name} is started anew")
+        if len(self.lost) == len(self.gangs):
+            self.leave(None)
+
+    def _one_run(self, name: str) -> BaseException | None:
+        """Returns what ended it, None where the desk sent it away."""
         from orchestrator.cluster.gang import run_gang
 
-        settings = {"desk": self.director.desk, "namespace": NAMESPACE, "stages": str(self.director.stages)}
+        director = self.director
+        stages = {"root": str(director.stages), **director.job.storage.model_dump()}
+        settings = {"desk": director.desk, "namespace": NAMESPACE, "stages": stages}
+        settings["upkeep"] = director.job.gangs.model_dump()
+        together = self.workers > 1 and fits_on_one(_nodes(), self.resources, self.workers)
         try:
-            run_gang(name, self.workers, self.resources, self.scratch / name, settings)
+            run_gang(name, self.workers, self.resources, self.scratch / name, settings, together=together)
         except Exception as error:  # noqa: BLE001 - a thread has nobody to raise to; play() raises it
-            self.lost.append(error)
-            if len(self.lost) == self.director.slots and not self.over.is_set():
-                self.leave(None)
+            return error
+        return None
+
+    def _count_gangs(self, orders: int) -> None:
+        """Start more where nodes have joined and orders wait. A gang whose node is gone waits for another; the rest go on."""
+        alive = len(self.gangs) - len(self.lost)
+        wanted = gangs_wanted(self.settings, _nodes(), orders, len(self.lost))
+        if wanted > alive and not self.over.is_set() and not self.director.stopping:
+            _say(self.director.observers, f"starting {wanted - alive} more, as nodes have joined")
+            self._start_gangs(wanted - alive)
+        self.director.slots = max(1, len(self.gangs) - len(self.lost))
 
     def leave(self, end: Ending | None) -> None:
         """Give up what is under way; it can be resumed."""
@@ -169,11 +217,17 @@ class _Performance:
         import ray
 
         started, since = 0, dict[int, float]()
-        while not self.over.wait(_TICK_S):
+        for tick in itertools.count(1):
+            if self.over.wait(_TICK_S):
+                return
             running = ray.get(self.desk.running.remote())
+            for gang, why in running["lost"].items():
+                _say(self.director.observers, f"what {gang} had is given to another: {why}")
             if running["gangs"] > started:
                 started = running["gangs"]
-                _say(self.director.observers, f"{started} of {self.director.slots} gangs started")
+                _say(self.director.observers, f"{started} of {len(self.gangs)} gangs started")
+            if tick % _TICKS_PER_COUNT == 0:
+                self._count_gangs(running["orders"])
             for observer in self.director.observers:
                 observer.running(running["trials"])
             now = time.monotonic()

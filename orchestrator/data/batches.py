@@ -44,28 +44,68 @@ class DeviceData:
         return len(self.labels)
 
     def epoch(
-        self, batch_size: int, seed: int, rank: int, world_size: int, augmentation: str
+        self, batch_size: int, seed: int, rank: int, world_size: int, augmentation: str, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Seeded training batches of this rank: images float32 (B, C, H, W), labels int64 (B,).
 
         The order over all ranks depends on `seed` alone; a last incomplete batch is dropped unless it is the only one.
+
+        Args:
+            batch_size: of all ranks together.
+            augmentation: as for `augmented`.
+            start: so many batches are left out at the beginning; those that follow are what they would be anyway.
         """
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self), generator=generator)
-        batch_size = min(batch_size, len(self) // world_size * world_size)
-        share = batch_size // world_size
-        for start in range(0, len(self) - batch_size + 1, batch_size):
-            offsets = torch.randint(0, 1 << 30, (3, batch_size), generator=generator)
-            mine = slice(rank * share, (rank + 1) * share)
-            index = order[start : start + batch_size][mine].to(self.images.device)
-            images = augmented(self.images[index], offsets[:, mine].to(index.device), augmentation)
-            yield self.normalizer(images).contiguous(memory_format=self.layout), self.labels[index]
+        for index, randoms in shares(order, batch_size, rank, world_size, generator, start):
+            index = index.to(self.images.device)
+            yield training_view(self.images[index], randoms, augmentation, self.normalizer, self.layout), self.labels[index]
 
     def ordered(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Every example of this rank's share once, in order, without padding: shares differ by at most one."""
-        for start in range(rank, len(self), batch_size * world_size):
-            rows = slice(start, min(start + batch_size * world_size, len(self)), world_size)
+        for rows in ordered_shares(len(self), batch_size, rank, world_size):
             yield self.normalizer(self.images[rows]).contiguous(memory_format=self.layout), self.labels[rows]
+
+    def sample(self, num: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Seeded examples, normalised images (n, C, H, W) and labels (n,), in the dataset's order; all there are when fewer."""
+        rows = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(self))[:num])).to(self.images.device)
+        return self.normalizer(self.images[rows]), self.labels[rows]
+
+    def first(self, num: int) -> tuple[Tensor, Tensor]:
+        """The first examples as they are, uint8 (n, C, H, W), and labels (n,); all there are when fewer."""
+        return self.images[:num], self.labels[:num]
+
+
+def training_view(
+    pixels: Tensor, randoms: Tensor, augmentation: str, normalizer: Normalizer, layout: torch.memory_format
+) -> Tensor:
+    """Bytes as a network sees them in training: augmented, normalised and laid out."""
+    return normalizer(augmented(pixels, randoms.to(pixels.device), augmentation)).contiguous(memory_format=layout)
+
+
+def shares(
+    order: Tensor, batch_size: int, rank: int, world_size: int, generator: torch.Generator, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A rank's part of each batch of an epoch: int64 places (B,), and the draws (3, B) that augment them.
+
+    Args:
+        order: int64 (N,), in which the examples come over all ranks.
+        generator: draws once a batch, for all ranks.
+        start: how many batches are left out; their draws are made.
+    """
+    batch_size = min(batch_size, len(order) // world_size * world_size)
+    share = batch_size // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+    for number, begin in enumerate(range(0, len(order) - batch_size + 1, batch_size)):
+        randoms = torch.randint(0, 1 << 30, (3, batch_size), generator=generator)
+        if number >= start:
+            yield order[begin : begin + batch_size][mine], randoms[:, mine]
+
+
+def ordered_shares(num: int, batch_size: int, rank: int, world_size: int) -> Iterator[slice]:
+    """A rank's rows of each batch when all `num` examples come once, in order and without padding."""
+    for start in range(rank, num, batch_size * world_size):
+        yield slice(start, min(start + batch_size * world_size, num), world_size)
 
 
 def _tensor(values: npt.NDArray[Any], device: torch.device) -> Tensor:

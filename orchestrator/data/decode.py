@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from orchestrator.data.listing import as_shaped
 from orchestrator.data.sources import DataError, Image, Source, class_names, read_split
 
 
@@ -41,19 +42,12 @@ def decode_split(source: Source, split: str, path: Path) -> dict[str, Any]:
         DataError: no examples, images of different shapes, or negative labels.
     """
     images, labels = _collected(read_split(source, split), split)
-    width = int(np.prod(images.shape[1:]))
-    flat = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(labels), [None, pa.py_buffer(images)])
     num_classes = int(labels.max()) + 1
     classes = class_names(source) or [str(label) for label in range(num_classes)]
     digest = hashlib.sha256(json.dumps([list(images.shape), classes]).encode())
     digest.update(images.data)
     digest.update(labels.tobytes())
-    schema = pa.schema(
-        [("image", pa.binary(width)), ("label", pa.int64())],
-        metadata={"shape": ",".join(str(size) for size in images.shape[1:])},
-    )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([flat, pa.array(labels)], schema=schema))
+    write_examples(Examples(images, labels), path)
     return {
         "num_examples": len(labels),
         "num_classes": num_classes,
@@ -61,6 +55,19 @@ def decode_split(source: Source, split: str, path: Path) -> dict[str, Any]:
         "shape": list(images.shape[1:]),
         "digest": digest.hexdigest(),
     }
+
+
+def write_examples(examples: Examples, path: Path) -> None:
+    """Write decoded examples for `attach`."""
+    images, labels = examples.images, examples.labels
+    width = int(np.prod(images.shape[1:]))
+    flat = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(labels), [None, pa.py_buffer(images)])
+    schema = pa.schema(
+        [("image", pa.binary(width)), ("label", pa.int64())],
+        metadata={"shape": ",".join(str(size) for size in images.shape[1:])},
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch([flat, pa.array(labels)], schema=schema))
 
 
 def attach(path: Path) -> Examples:
@@ -77,8 +84,8 @@ def _collected(examples: Iterator[tuple[Image, int]], split: str) -> tuple[npt.N
     images: list[Image] = []
     labels: list[int] = []
     for image, label in examples:
-        if images and image.shape != images[0].shape:
-            raise DataError(f"images must have one shape, or data.image_size be given; {image.shape} follows {images[0].shape}")
+        if images:
+            image = as_shaped(image, images[0].shape, f"example {len(images)} of {split}")
         if label < 0:
             raise DataError(f"labels must be 0 or more; example {len(labels)} of {split} has {label}")
         images.append(image)

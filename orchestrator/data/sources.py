@@ -40,6 +40,7 @@ class Source:
     image_column: str | None = None
     label_column: str | None = None
     image_size: int | None = None
+    image_fit: str = "stretch"
 
 
 def fingerprint(source: Source, split: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def fingerprint(source: Source, split: str) -> dict[str, Any]:
     """
     files: list[list[Any]] = []
     if source.path is not None:
-        for path in sorted(_files(source, split)):
+        for path in sorted(files_of(source, split)):
             stat = path.stat()
             files.append([str(path), stat.st_size, stat.st_mtime_ns])
     # Whether it may be downloaded is the one setting that changes no pixel and no label.
@@ -77,7 +78,7 @@ def read_split(source: Source, split: str) -> Iterator[tuple[Image, int]]:
     """Yield every example of "train" or "test" as (image uint8 (C, H, W), label), in the dataset's own order."""
     readers = {"digits": _digits, "parquet": _parquet, "imagefolder": _imagefolder, "torchvision": _torchvision}
     for image, label in readers[source.kind](source, split):
-        yield _resized(image, source.image_size), label
+        yield resized(image, source.image_size, source.image_fit), label
 
 
 def _digits(_: Source, split: str) -> Iterator[tuple[Image, int]]:
@@ -96,24 +97,44 @@ def _digits(_: Source, split: str) -> Iterator[tuple[Image, int]]:
 def _parquet(source: Source, split: str) -> Iterator[tuple[Image, int]]:
     import pyarrow.parquet as pq
 
-    files = _files(source, split)
-    if not files:
-        raise DataError(f"{source.path} must hold {split}.parquet, {split}-*.parquet or {split}/*.parquet")
-    for path in sorted(files):
+    for path in parquet_files(source, split):
         table = pq.ParquetFile(path)
-        image_column, label_column = _columns(table.schema_arrow, source, path)
+        image_column, label_column = columns_of(table.schema_arrow, source, path)
         for batch in table.iter_batches(columns=[image_column, label_column], batch_size=2048):
             labels = batch.column(label_column).to_pylist()
             for cell, label in zip(batch.column(image_column).to_pylist(), labels, strict=True):
-                yield _decoded(cell["bytes"] if isinstance(cell, dict) else cell, path), int(label)
+                yield picture(cell["bytes"] if isinstance(cell, dict) else cell, path), int(label)
+
+
+def parquet_files(source: Source, split: str) -> list[Path]:
+    """The Parquet files of a split, in the order in which their rows count.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = sorted(files_of(source, split))
+    if not files:
+        raise DataError(f"{source.path} must hold {split}.parquet, {split}-*.parquet or {split}/*.parquet")
+    return files
 
 
 def _imagefolder(source: Source, split: str) -> Iterator[tuple[Image, int]]:
+    for path, label in imagefolder_labels(source, split):
+        yield picture(path.read_bytes(), path), label
+
+
+def imagefolder_labels(source: Source, split: str) -> Iterator[tuple[Path, int]]:
+    """Every picture of an imagefolder with its label, in the order of `read_split`, none of them opened.
+
+    Raises:
+        DataError: a class folder that the training split does not have.
+    """
     names = _imagefolder_class_names(Path(source.path or ""))
-    for path in sorted(_files(source, split)):
-        if path.parent.name not in names:
+    places = {name: place for place, name in enumerate(names)}
+    for path in sorted(files_of(source, split)):
+        if path.parent.name not in places:
             raise DataError(f"{path}: class folder must be one of {', '.join(names)}")
-        yield _decoded(path.read_bytes(), path), names.index(path.parent.name)
+        yield path, places[path.parent.name]
 
 
 def _torchvision(source: Source, split: str) -> Iterator[tuple[Image, int]]:
@@ -129,7 +150,7 @@ def _torchvision(source: Source, split: str) -> Iterator[tuple[Image, int]]:
         yield _planes(np.asarray(image)), int(label)
 
 
-def _files(source: Source, split: str) -> list[Path]:
+def files_of(source: Source, split: str) -> list[Path]:
     """The files of a split; for torchvision none, as it checks its own."""
     root = Path(source.path or "")
     if source.kind == "parquet":
@@ -141,7 +162,7 @@ def _files(source: Source, split: str) -> list[Path]:
     return []
 
 
-def _columns(schema: Any, source: Source, path: Path) -> tuple[str, str]:
+def columns_of(schema: Any, source: Source, path: Path) -> tuple[str, str]:
     """Names of the image and label columns: as given, else the only ones whose types fit."""
     import pyarrow as pa
 
@@ -169,17 +190,25 @@ def _parquet_class_names(source: Source) -> list[str] | None:
     """Class names from the schema's metadata, where the Hugging Face hub keeps them."""
     import pyarrow.parquet as pq
 
-    files = _files(source, "train")
+    files = files_of(source, "train")
     if not files:
         return None
     schema = pq.ParquetFile(sorted(files)[0]).schema_arrow
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    _, label_column = _columns(schema, source, files[0])
+    _, label_column = columns_of(schema, source, files[0])
     names = features.get(label_column, {}).get("names")
     return [str(name) for name in names] if names else None
 
 
-def _decoded(content: bytes, path: Path) -> Image:
+def picture(content: bytes, path: Path) -> Image:
+    """A picture file's pixels, uint8 (C, H, W): grey in one plane, everything else as red, green and blue.
+
+    Args:
+        path: where the content comes from, for the error.
+
+    Raises:
+        DataError: it is no whole picture.
+    """
     from PIL import Image as Pillow
 
     try:
@@ -196,10 +225,21 @@ def _planes(pixels: npt.NDArray[Any]) -> Image:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _resized(image: Image, size: int | None) -> Image:
+def resized(image: Image, size: int | None, fit: str) -> Image:
+    """The image as a square.
+
+    Args:
+        image: uint8 (C, H, W).
+        size: of the square; None leaves the image as it is.
+        fit: "stretch" takes the whole image to the square; "crop" its middle, whose side is the image's shorter one.
+    """
     if size is None or image.shape[1:] == (size, size):
         return image
     from PIL import Image as Pillow
 
-    picture = Pillow.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
-    return _planes(np.asarray(picture.resize((size, size), Pillow.Resampling.BILINEAR)))
+    whole = Pillow.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
+    width, height = whole.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side) if fit == "crop" else None
+    return _planes(np.asarray(whole.resize((size, size), Pillow.Resampling.BILINEAR, box)))

@@ -28,9 +28,9 @@ class Account:
         device_hours: see `search.budget.device_seconds`.
         stages: stages of all trials that are kept in the store.
         served: those of them that came from the store.
-        seconds_served: what computing them took in trials of this sweep, less what serving them took (waiting included).
-        unpriced: served stages that no trial of this sweep computed to its end: another sweep did, or a run that was killed.
-            They are not in `seconds_served`.
+        seconds_served: what computing them took, wherever that was, less what serving them took (waiting included).
+        unpriced: served stages of which neither the store said what they took, nor a trial of this sweep. They are not in
+            `seconds_served`.
         seconds_stopped: an estimate: how much less the stopped trials took than the mean fresh one that completed. Those that
             were continued later are left out.
     """
@@ -57,9 +57,10 @@ class Account:
             f"{self.device_hours:.3g} device-hours for {states or 'no trial'}",
         ]
         if self.served:
-            unpriced = f", without {self.unpriced} that were there before" if self.unpriced else ""
-            saved = f"about {self.seconds_served:.0f} s saved{unpriced}"
-            lines.append(f"{self.served} of {self.stages} stages came from the store: {saved}")
+            unpriced = f", without {self.unpriced} of unknown price" if self.unpriced else ""
+            seconds = self.seconds_served
+            saved = f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
+            lines.append(f"{self.served} of {self.stages} stages came from the store: about {saved} saved{unpriced}")
         if self.seconds_stopped:
             lines.append(f"stopping trials saved about {self.seconds_stopped:.0f} s of training")
         return lines
@@ -87,11 +88,16 @@ def settle(job: Job, proposals: Sequence[Proposal], results: Sequence[TrialResul
 
 
 def _served(results: Sequence[TrialResult]) -> tuple[int, int, float, int]:
-    """(stages kept, stages served, seconds that serving saved, served stages of unknown price)."""
+    """(stages kept, stages served, seconds that serving saved, served stages of unknown price).
+
+    What was saved stands in the record; one of before that was so, or of an entry evicted meanwhile, is priced by the trial
+    that computed it.
+    """
     kept = [stage for result in results for stage in result.stages if stage.key]
     price = {stage.key: stage.seconds for stage in kept if not stage.cached}
     served = [stage for stage in kept if stage.cached]
-    saved = [max(0.0, price[stage.key] - stage.seconds) for stage in served if stage.key in price]
+    priced = [stage for stage in served if stage.saved_s > 0.0 or stage.key in price]
+    saved = [stage.saved_s or max(0.0, price[stage.key] - stage.seconds) for stage in priced]
     return len(kept), len(served), sum(saved), len(served) - len(saved)
 
 

@@ -69,8 +69,7 @@ def open_test_once(home: Home, sweep: Sweep, result: TrialResult) -> tuple[dict[
         return before, True
     folder = sweep.trial_folder(result.number)
     recipe = Recipe.model_validate(json.loads((folder / "recipe.json").read_text())["recipe"])
-    decoded = Workshop(StageStore(home.stages), Process()).decoded(recipe.data, "test")
-    examples = open_test_split(decoded / "images.arrow")
+    examples = open_test_split(Workshop(StageStore(home.stages), Process()).split(recipe.data, "test"))
     runtime = Runtime(folder / "model.onnx", recipe.measurement.threads)
     quality = classification(runtime.logits(examples.images), examples.labels)
     record = {

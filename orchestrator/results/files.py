@@ -61,8 +61,12 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[bool]:
 def _write_partial(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with partial.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
+    try:
+        with partial.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError:  # the disk is full, say: what was written takes room in vain
+        partial.unlink(missing_ok=True)
+        raise
     return partial

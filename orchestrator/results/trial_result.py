@@ -42,13 +42,18 @@ class Proposal:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage of one trial: how long, from the store or computed, and when it started (seconds since the epoch)."""
+    """One stage of one trial: how long, from the store or computed, and when it started (seconds since the epoch).
+
+    Args:
+        saved_s: what making it took whoever made it, less what taking it from the store did; 0 where it was computed.
+    """
 
     name: str
     key: str
     seconds: float
     cached: bool
     started: float
+    saved_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,33 @@ def seeds_from_front(choices: Iterable[Mapping[str, Value]], space: SearchSpace,
     return list(found.values())
 
 
+def one_at_a_time(origin: Choice, space: SearchSpace, recipe: Recipe) -> Iterator[Choice]:
+    """The origin with one hole at a time at each end of its domain: which settings matter, and which way, is seen from these.
+
+    Of choices every other one. Holes that come to be asked for by such a step have the recipe's own value, or where their
+    domain is without that its last one. In file order; the origin itself is not among them.
+
+    Source: the local method of Saltelli et al. 2008, "Global Sensitivity Analysis. The Primer", section 1.2.
+
+    Args:
+        origin: a point of the space.
+    """
+    tree = recipe.model_dump()
+    for moved, around in space.items():
+        if moved not in origin:
+            continue
+        values = around.choices or (domain_values(around, 2)[0], domain_values(around, 2)[-1])
+        for value in values:
+            if _same(around, value) == _same(around, origin[moved]):
+                continue
+            point = Choice()
+            for path, domain in space.items():
+                if is_active(domain, point, tree):
+                    own = value if path == moved else origin.get(path, value_at(tree, path))
+                    point[path] = own if domain.contains(own) else domain_values(domain, 2)[-1]
+            yield point
+
+
 def _num_steps(domain: Domain) -> int:
     return _count_steps(domain.low, domain.high, domain.step or 1)
 

@@ -9,7 +9,7 @@ from orchestrator.errors import SpaceExhausted
 from orchestrator.results.trial_result import Proposal, TrialResult
 from orchestrator.search.ehvi import EhviSampler
 from orchestrator.search.optuna_sampler import MODELLED, OptunaSampler
-from orchestrator.search.points import Key, grid, is_finite, point_key, quasi_random
+from orchestrator.search.points import Key, grid, is_finite, one_at_a_time, point_key, quasi_random
 from orchestrator.spec.job import Job
 from orchestrator.spec.seeding import completed
 from orchestrator.spec.space import Choice, SearchSpace
@@ -18,7 +18,7 @@ _SOBOL_POINTS = {True: 2**14, False: 2**20}  # of a finite space, whose last poi
 
 
 class Proposer:
-    """The job's seeds, then the points of its sampler, then (where the space is finite) whatever points are left.
+    """Seeds, sensitivity pass, the points of the job's sampler, and then, where the space is finite, whatever points are left.
 
     A point that was proposed before is passed over: its result is known to the sampler already, and telling it again would
     count it twice. Only a sampler that cannot be moved from such a point, in a space with a continuous hole, has it again.
@@ -38,7 +38,9 @@ class Proposer:
         elif sampler == "qmc":
             points = quasi_random(space, recipe, job.seed, _SOBOL_POINTS[finite])
         seeds = (completed(seed, space, recipe) for seed in job.search.seeds)
-        self._first = _New(chain(seeds, points), space, self._taken)
+        baseline = space.baseline(recipe) if job.search.one_at_a_time else None
+        steps = one_at_a_time(baseline, space, recipe) if baseline is not None else iter(())
+        self._first = _New(chain(seeds, steps, points), space, self._taken)
         rest = grid(space, recipe, 2) if finite and sampler != "grid" else iter(())
         self._rest = _New(rest, space, self._taken)
         self._endless = self._model is not None and not finite

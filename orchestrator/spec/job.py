@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from orchestrator.errors import nearest_name
 from orchestrator.spec.names import KNOWN_LATE, NEEDS
 from orchestrator.spec.objective import Constraint, Metric, Objective
 from orchestrator.spec.recipe import Recipe, Strict, violation
 from orchestrator.spec.space import SearchSpace, Value, value_at
 
+FILE_SYSTEMS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # what pyarrow.fs reads, by URI
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -27,6 +29,7 @@ class SearchSettings(Strict):
         grid_points: values that `grid` takes from a float hole that has no step, both ends among them.
         seeds: points that are proposed first, in this order, each as dotted path to value. A hole that one leaves out keeps
             the recipe's own value.
+        one_at_a_time: a sensitivity pass comes after the seeds: the baseline with one hole at a time at each end of its domain.
         bit_ladder: networks of the front are exported at the other bit widths too, which trains nothing. Such trials come on
             top of `budget.trials`.
     """
@@ -35,6 +38,7 @@ class SearchSettings(Strict):
     num_startup: Annotated[int, Field(ge=1)] = 8
     grid_points: Annotated[int, Field(ge=2, le=1000)] = 5
     seeds: list[dict[str, Value]] = Field(default_factory=list)
+    one_at_a_time: bool = False
     bit_ladder: bool = False
 
 
@@ -88,6 +92,53 @@ class ResourceSettings(Strict):
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class GangSettings(Strict):
+    """When a gang is no longer relied on. None of it changes numbers.
+
+    Args:
+        recycle_after: trials after which its processes are started anew; null: never.
+        memory_growth_gb: by how much (10^9 bytes) the memory of its first process may have grown since the end of its first
+            trial before they are started anew; null: as far as it likes.
+        lost_after_s: seconds without a sign of life, after which its trial is given to another. What keeps every thread of a
+            process from running for so long ends the trial there.
+        stalled_after_s: seconds without a step, though there are signs of life. Null by default, as much is silent by nature:
+            decoding, judging, measuring, and waiting for a stage that another gang makes.
+    """
+
+    recycle_after: Annotated[int, Field(ge=1)] | None = None
+    memory_growth_gb: Annotated[float, Field(gt=0.0)] | None = 4.0
+    lost_after_s: Annotated[float, Field(ge=5.0)] = 120.0
+    stalled_after_s: Annotated[float, Field(ge=5.0)] | None = None
+
+
+class StorageSettings(Strict):
+    """Where stages are kept besides the home folder, and how much of it they may fill. None of it changes numbers.
+
+    Args:
+        shared: an absolute path, or a URI that pyarrow.fs reads (`s3://bucket/folder`): stages that are not here are looked for
+            there, and what is computed is brought up. Credentials come from the environment, as a job is kept with its sweep.
+        limit_gb: above which (10^9 bytes) the least recently used stages of the home folder are deleted; null: never.
+    """
+
+    shared: str | None = None
+    limit_gb: Annotated[float, Field(gt=0.0)] | None = None
+
+    @field_validator("shared")
+    @classmethod
+    def _can_be_reached(cls, shared: str | None) -> str | None:
+        if shared is None:
+            return None
+        scheme, separator, rest = shared.partition("://")
+        if not separator and not scheme.startswith("/"):
+            raise violation("be an absolute path, or a URI such as s3://bucket/folder")
+        if separator and scheme not in FILE_SYSTEMS:
+            near, known = nearest_name(scheme, FILE_SYSTEMS), ", ".join(f"{name}://" for name in FILE_SYSTEMS)
+            raise violation(f"begin with one of {known}", near and f"{near}://{rest}")
+        if separator and ":" in rest.split("/")[0].rpartition("@")[0]:
+            raise violation("hold no credentials, which belong into the environment")
+        return shared
+
+
 class TrackingSettings(Strict):
     """Where results are shown: MLflow at `uri`, or embedded in the home folder when it is left out."""
 
@@ -108,6 +159,8 @@ class Job(Strict):
     stopping: StoppingSettings = StoppingSettings()
     budget: BudgetSettings = BudgetSettings()
     resources: ResourceSettings = ResourceSettings()
+    gangs: GangSettings = GangSettings()
+    storage: StorageSettings = StorageSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     @field_validator("objectives")
@@ -158,9 +211,9 @@ class Job(Strict):
         return self.model_dump(mode="json", by_alias=True)
 
     def identity(self) -> str:
-        """What makes two jobs the same sweep: everything but budget, tracking, name and the number of gangs."""
+        """What makes two jobs the same sweep: everything but budget, tracking, storage, name and how gangs are run."""
         tree = self.tree()
-        for key in ("name", "budget", "tracking"):
+        for key in ("name", "budget", "tracking", "gangs", "storage"):
             del tree[key]
         del tree["resources"]["gangs"]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -27,7 +27,13 @@ class Strict(BaseModel):
 
 
 class DataSettings(Strict):
-    """Which dataset, and how it is split. `val_fraction` of the training split is held out, seeded by `split_seed`."""
+    """Which dataset, and how it is split. `val_fraction` of the training split is held out, seeded by `split_seed`.
+
+    Args:
+        image_fit: how a picture becomes a square of `image_size`: `stretch` takes all of it, `crop` the square in its middle.
+        memory_gb: what a process may hold of the dataset, in 10^9 bytes. Pictures in files that are more when they are decoded
+            stay where they are, and are decoded as training asks for them.
+    """
 
     source: Literal["digits", "parquet", "imagefolder", "torchvision"] = "digits"
     path: str | None = None
@@ -36,6 +42,8 @@ class DataSettings(Strict):
     image_column: str | None = None
     label_column: str | None = None
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    image_fit: Literal["stretch", "crop"] = "stretch"
+    memory_gb: Annotated[float, Field(gt=0.0, le=100_000.0)] = 4.0
     val_fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     max_train: Annotated[int, Field(ge=1)] | None = None

@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ class Process:
 
     Args:
         permit: entered around every piece of work that would disturb a latency measurement on the same machine.
+        aside: the same for work on another thread; whoever holds a permit must not wait for it.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     permit: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    aside: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     @property
     def first(self) -> bool:
@@ -59,6 +62,39 @@ class Process:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+
+class Agreement:
+    """What any rank says before a step, all ranks know before the next one; a rank on its own knows it at once.
+
+    What is said goes round while the step runs, so that nobody waits for it, on a group of its own over gloo: neither the GPU
+    nor the order of gradients has anything to do with it. To be made and asked on every rank at the same points of the program.
+    """
+
+    def __init__(self, process: Process, timeout: timedelta) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if process.world_size > 1 else None
+        self._said: tuple[Any, Tensor] | None = None
+
+    def next(self, mine: int) -> int:
+        """Say a number >= 0; returns the largest that was said at the call before, 0 where there was none."""
+        if self._group is None:
+            return mine
+        known = self._known()
+        if known == 0:
+            values = torch.tensor([mine], dtype=torch.int32)
+            self._said = dist.all_reduce(values, dist.ReduceOp.MAX, self._group, async_op=True), values
+        return known
+
+    def forget(self) -> None:
+        """Let nothing of what was said be known."""
+        self._known()
+
+    def _known(self) -> int:
+        if self._said is None:
+            return 0
+        (work, values), self._said = self._said, None
+        work.wait()
+        return int(values)
 
 
 def laid_out(model: nn.Module, *, channels_last: bool) -> nn.Module:

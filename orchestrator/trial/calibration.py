@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +19,8 @@ def calibration_images(work: Work) -> list[Tensor]:
 
 def calibration_batches(work: Work) -> list[tuple[Tensor, Tensor]]:
     """Normalised images (B, C, H, W) with their labels (B,)."""
-    data = work.material.train
-    rows = torch.from_numpy(_rows(work)).to(data.images.device)
-    images, labels = data.normalizer(data.images[rows]), data.labels[rows]
+    seed = derived_seed(work.order.sweep_seed, "calibration")
+    images, labels = work.material.train.sample(work.recipe.quantization.num_calibration, seed)
     return list(zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True))
 
 
@@ -48,9 +45,3 @@ def add_gradients(work: Work, model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None:  # equal already, but for the last bit on some devices
             work.process.summed(parameter.grad)
-
-
-def _rows(work: Work) -> npt.NDArray[np.int64]:
-    count, total = work.recipe.quantization.num_calibration, len(work.material.train)
-    seed = derived_seed(work.order.sweep_seed, "calibration")
-    return np.sort(np.random.default_rng(seed).permutation(total)[:count])

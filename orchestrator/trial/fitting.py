@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from orchestrator.compression.distillation import attention_transfer, make_loss
 from orchestrator.compression.fake_quantize import image_quantizers
-from orchestrator.results.files import replace
 from orchestrator.spec.recipe import TrainingSettings
 from orchestrator.training.adversarial import make_perturbation, straight_through
 from orchestrator.training.checkpoint import Checkpoint, Keeper, unpacked
@@ -20,11 +19,10 @@ from orchestrator.training.loop import Batches, Fit, Perturb, accuracy, check_st
 from orchestrator.training.process import seeded
 from orchestrator.trial.lessons import lessons
 from orchestrator.trial.order import derived_seed
+from orchestrator.trial.shelf import keep_checkpoint
 from orchestrator.trial.work import Network, Work
 
 _EVAL_BATCH = 512
-# How often a trial asks whether to go on: seldom enough to cost nothing, often enough for Ctrl-C.
-_STEPS_PER_REPORT = 20
 _CHECKPOINT = "checkpoint.safetensors"
 # Between two checkpoints on disk: little to lose, and a ResNet-20 whose epochs take half a second does not wait for the disk.
 _SECONDS_BETWEEN = 10.0
@@ -128,10 +126,9 @@ class _Told:
         self.work.host.progress({**self.work.curve[-1], "epochs": self.first_epoch + self.epochs})
 
     def on_step(self, step: int) -> None:
-        if step % _STEPS_PER_REPORT == 0:
-            epoch, place = divmod(step, self.steps)
-            told = {"epoch": self.first_epoch + epoch, "epochs": self.first_epoch + self.epochs}
-            self.work.host.progress({"stage": self.name, **told, "step": place, "steps": self.steps})
+        epoch, place = divmod(step, self.steps)
+        told = {"epoch": self.first_epoch + epoch, "epochs": self.first_epoch + self.epochs}
+        self.work.host.step({"stage": self.name, **told, "step": place, "steps": self.steps})
 
 
 class _Draws:
@@ -164,7 +161,7 @@ def _keeper(work: Work) -> Keeper | None:
     """What keeps the checkpoints of the stage that is being made."""
     if work.under_way is None:
         return None
-    return Keeper(work.under_way / _CHECKPOINT, work.process, replace, _SECONDS_BETWEEN)
+    return Keeper(work.under_way / _CHECKPOINT, work.process, keep_checkpoint, _SECONDS_BETWEEN)
 
 
 def val_accuracy(work: Work, model: nn.Module, precision: str) -> float:

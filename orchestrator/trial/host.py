@@ -17,6 +17,8 @@ import torch.distributed as dist
 from orchestrator.measure.quiet import Quiet
 from orchestrator.training.process import Process
 
+_STEPS_PER_SHOW = 20
+
 
 class TrialHost(Protocol):
     """What a trial may ask of whoever runs it."""
@@ -33,6 +35,13 @@ class TrialHost(Protocol):
 
     def progress_alone(self, event: dict[str, Any]) -> None:
         """The same where the other ranks have left the trial already: it concerns rank 0 and nobody else."""
+
+    def step(self, event: dict[str, Any]) -> None:
+        """The same before each step of a training: no message is sent for it. `event` has a "step", counted within an epoch.
+
+        Raises:
+            TrialStopped: on every rank at the same step; at the latest two steps after this process has heard of it.
+        """
 
     def measuring(self) -> AbstractContextManager[None]:
         """The machine, with no other work of ours on it."""
@@ -51,6 +60,10 @@ class LocalHost:
             self._show(event)
 
     progress_alone = progress
+
+    def step(self, event: dict[str, Any]) -> None:
+        if event["step"] % _STEPS_PER_SHOW == 0:
+            self.progress(event)
 
     def measuring(self) -> AbstractContextManager[None]:
         return self._quiet.measuring()
@@ -79,8 +92,9 @@ def gang_process(rank: int, world_size: int, device: torch.device, quiet: Quiet)
     Were every rank to ask, one could hold the lock inside an all-reduce while another waits for it outside, behind a
     measurement that waits for the first. The others stop soon enough: in the all-reduce, where they wait for rank 0.
     """
-    permit = quiet.working if rank == 0 else contextlib.nullcontext
-    return Process(rank, world_size, device, permit)
+    if rank != 0:
+        return Process(rank, world_size, device)
+    return Process(rank, world_size, device, quiet.working, quiet.beside)
 
 
 def machine_quiet() -> Quiet:

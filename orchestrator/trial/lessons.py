@@ -63,12 +63,15 @@ def lessons(
         with seeded(0):  # training goes on from the same generators, whether this is computed or not
             rows = spoken(teacher, view(), precision, accumulation, process, ask)
             if process.first:
-                write_lessons(folder / FILE, rows)
+                try:
+                    write_lessons(folder / FILE, rows)
+                except OSError:
+                    _to_the_end(rows)  # the disk is full, say: the other ranks do not know it, and compute on
+                    raise
             else:
-                for _ in rows:
-                    pass
+                _to_the_end(rows)
 
-    folder, _ = store.obtain(key, process, make)
+    folder, _ = store.obtain(key, process, make, stage="lessons")
     remembered = read_lessons(folder / FILE, process.rank, process.world_size)
     for (images, labels), logits in zip(view(), remembered, strict=True):
         yield images, labels, _moved(logits, process.device)
@@ -128,6 +131,11 @@ def read_lessons(path: Path, rank: int, world_size: int) -> Iterator[Tensor]:
                 yield torch.tensor(values[rank * share : (rank + 1) * share])
     except (pa.ArrowException, OSError) as error:
         raise LessonsError(f"{path} must be a whole Arrow file: {error}; remove {path.parent}") from error
+
+
+def _to_the_end(rows: Iterator[Tensor]) -> None:
+    for _ in rows:
+        pass
 
 
 def _gathered(rows: Tensor, process: Process) -> Tensor:

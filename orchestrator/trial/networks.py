@@ -34,7 +34,8 @@ def train_teacher(work: Work) -> Network | None:
     warm = work.workshop.teacher
     if warm is not None and warm.key == key:
         work.curve += warm.curve
-        work.stages.append(StageRecord("teacher", key, 0.0, True, time.time()))
+        work.workshop.store.touch(key)
+        work.stages.append(StageRecord("teacher", key, 0.0, True, time.time(), work.workshop.store.seconds(key)))
         return Network(warm.model, key)
 
     def make(seed: int) -> nn.Module:

@@ -112,7 +112,8 @@ def _foresee(work: Work, plan: dict[str, Any], network: Callable[[], nn.Module],
         (folder / "gate.json").write_bytes(as_json(measured))
 
     data = {"shape": work.material.shape, "num_classes": len(work.material.classes)}
-    folder, _ = work.workshop.store.obtain(stage_key("gate", plan, [], data | place), work.process, make, alone=True)
+    key = stage_key("gate", plan, [], data | place)
+    folder, _ = work.workshop.store.obtain(key, work.process, make, stage="gate", alone=True)
     measured = json.loads((folder / "gate.json").read_bytes())
     work.gate |= {metric: value for metric, value in measured.items() if metric in foreseen}
     work.host.progress({"stage": "gate", "gate": dict(work.gate)})

@@ -101,8 +101,8 @@ def _audit(work: Work, network: Network, dense: Network, runtime: Runtime, logit
         "agreement": agreement(logits, _logits(work, network.model)),
         "flip_rate": flip_rate(logits, dense_logits),
     }
+    few = list(itertools.islice(work.material.val.ordered(_EVAL_BATCH), _DRIFT_BATCHES))  # decoded before the permit is held
     with work.process.permit():
-        few = itertools.islice(work.material.val.ordered(_EVAL_BATCH), _DRIFT_BATCHES)
         told["precision_drift"] = drift(network.model, few, precision, work.process.device)
     if settings.num_explained:
         images, _ = next(work.material.val.ordered(settings.num_explained))
@@ -127,12 +127,13 @@ def _robust_accuracy(work: Work, network: Network, runtime: Runtime) -> float:
         with work.process.permit():
             return attack(model, images, labels)
 
+    pixels, labels = val.first(how.num_images)
     with straight_through(image_quantizers(network.model)):
         images = adversarial_images(
-            network.model, permitted, val.images, val.labels, how.epsilon, *constants, how.num_images, _ATTACK_BATCH
+            network.model, permitted, pixels, labels, how.epsilon, *constants, how.num_images, _ATTACK_BATCH
         )
     logits = runtime.logits(images, work.process.permit)
-    return classification(logits, val.labels[: len(images)].cpu().numpy())["accuracy"]
+    return classification(logits, labels.cpu().numpy())["accuracy"]
 
 
 def _dense_logits(work: Work, dense: Network) -> npt.NDArray[np.float32]:

@@ -121,12 +121,14 @@ class Work:
                 save_file(state, folder / "model.safetensors")
                 (folder / "meta.json").write_bytes(as_json({"stage": name, "settings": settings, "curve": self.curve[first:]}))
 
-        folder, cached = self.workshop.store.obtain(key, self.process, fill)
+        folder, cached = self.workshop.store.obtain(key, self.process, fill, stage=name)
         model = rebuild(load_file(folder / "model.safetensors", device=str(self.process.device)))
         if cached:
             curve = json.loads((folder / "meta.json").read_text())["curve"]
             self.curve += [{**point, "stage": name} for point in curve]
-        self.stages.append(StageRecord(name, key, time.perf_counter() - clock, cached, started))
+        seconds = time.perf_counter() - clock
+        saved = max(0.0, self.workshop.store.seconds(key) - seconds) if cached else 0.0
+        self.stages.append(StageRecord(name, key, seconds, cached, started, saved))
         return Network(model, key)
 
     def key(self, name: str, settings: dict[str, Any], parents: list[str]) -> str:

@@ -253,6 +253,16 @@ def test_seeds_come_first_in_their_order_completed_from_the_recipe_and_each_once
     assert third not in (baseline, first, second)
 
 
+@every_sampler
+def test_the_sensitivity_pass_comes_after_the_seeds(name):
+    job = make_job(name, seeds=[{"pruning.ratio": 0.5}], one_at_a_time=True)
+    baseline, seed, *steps = choices(job, 6)
+    assert seed == {**baseline, "pruning.ratio": 0.5}
+    assert steps[0] == {**baseline, "pruning.ratio": 0.8}  # it begins at 0, the other end
+    assert steps[1] == {**baseline, "distillation.weight": 0.75}
+    assert [len(baseline.items() ^ step.items()) for step in steps] == [2] * 4
+
+
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "ehvi"])
 def test_a_sampler_learns_from_how_its_seeds_ended(name):
     seeds = [{"pruning.ratio": ratio / 10} for ratio in range(1, 8)]

@@ -67,6 +67,8 @@ class Host:
         if self.leaving:
             raise TrialAbandoned("leave")
 
+    step = progress
+
 
 def walked(process: Any, root: Path, tree: dict[str, Any], *, leaving: bool) -> dict[str, Any]:
     """What was trained and what was handed on, after as many beginnings as it takes."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -200,8 +202,36 @@ def test_the_table_holds_every_trial(finished: Path) -> None:
     assert "measurements.accuracy" in table.column_names
 
 
+def workers_of(driver: int) -> list[int]:
+    """The processes of gangs that descend from a driver."""
+    parents, workers = dict[int, int](), list[int]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number = int(stat.parent.name)
+            parents[number] = int(stat.read_text().rpartition(")")[2].split()[1])
+            if b"RayTrainWorker" in (stat.parent / "cmdline").read_bytes():
+                workers.append(number)
+
+    def descends(number: int) -> bool:
+        return number == driver or (number in parents and descends(parents[number]))
+
+    return [number for number in workers if descends(number)]
+
+
+def kill_a_worker_that_trains(driver: int, stages: Path) -> None:
+    """kill -9, once a network is trained."""
+    for _ in range(1200):
+        decoded, under_way = any(stages.glob("*/images.arrow")), any(stages.glob("*.partial"))
+        if decoded and under_way:
+            os.kill(workers_of(driver)[-1], signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise AssertionError("no worker ever trained")
+
+
 def test_ctrl_c_keeps_what_has_ended_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """Also a gang of two workers under DDP, and a constraint that reaches the results."""
+    """Also a gang of two workers under DDP, one of which is killed, and whose processes are started anew in the second run; and
+    a constraint that reaches the results."""
     args = ["run", "jobs/quickstart.yaml", "--name", "cut", "--trials", "4", *SMALL, "--set=resources.workers_per_gang=2"]
     args += ["--set=constraints.size_bytes.max=90000"]
     environment = {**os.environ, "ORCHESTRATOR_HOME": str(tmp_path)}
@@ -215,6 +245,8 @@ def test_ctrl_c_keeps_what_has_ended_and_the_same_command_goes_on(tmp_path: Path
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
+            if "gangs started" in line:
+                kill_a_worker_that_trains(process.pid, tmp_path / "cache" / "stages")
             if "t0000 " in line:
                 process.send_signal(signal.SIGINT)
                 break
@@ -223,11 +255,17 @@ def test_ctrl_c_keeps_what_has_ended_and_the_same_command_goes_on(tmp_path: Path
     sweep = Home(tmp_path).sweep("cut")
     kept = {result.number: result.to_json() for result in sweep.results()}
     assert 1 <= len(kept) < 4
-    done = orchestrator(*args, home=tmp_path)
+    assert kept[0]["attempt"] == "a2", "its first workers were lost, and it was run again"
+    done = orchestrator(*args, "--set=gangs.recycle_after=2", home=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("g0 is started anew") == 1
     results = {result.number: result for result in sweep.results()}
     assert sorted(results) == [0, 1, 2, 3]
     assert {number: results[number].to_json() for number in kept} == kept
+    assert {result.state for result in results.values()} == {"COMPLETE"}
+    assert {results[number].attempt for number in results if number not in kept} == {"a1"}, (
+        "nothing is lost when it is recycled"
+    )
     for result in results.values():
         assert result.constraints["size_bytes"] == result.measurements["size_bytes"] - 90000
         assert result.feasible == (result.measurements["size_bytes"] <= 90000)

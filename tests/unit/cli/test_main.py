@@ -35,7 +35,7 @@ import beside_the_job
 print(sys.path.count(sys.path[0]), sys.path[0])
 """
 
-COMMANDS = ["check", "plan", "run", "resume", "trial", "front", "pick", "report", "ui"]
+COMMANDS = ["check", "plan", "run", "resume", "trial", "front", "pick", "report", "cache", "ui"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -104,7 +104,7 @@ class Desk:
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
         self.asked: list[int] = []
-        self.finish = SimpleNamespace(remote=lambda name, number, outcome: self.told.append(outcome))
+        self.finish = SimpleNamespace(remote=lambda name, incarnation, number, outcome: self.told.append(outcome))
         self.outcome = SimpleNamespace(remote=self.asked.append)
 
 
@@ -121,7 +121,7 @@ def serve_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
         monkeypatch.setattr(gang, "run_trial", run_trial)
         desk = desk or Desk()
-        host = SimpleNamespace(desk=desk, gang="g0", number=-1, process=SimpleNamespace(first=rank == 0))
+        host = gang.GangHost(desk, "g0", "i0", Process(rank), Quiet.__new__(Quiet))
         folder = Home(tmp_path).sweep("night").trial_folder(4)
         gang._serve_one(Order(4, {}, {}, {}, 0, str(folder), "stages"), host, None)  # type: ignore[arg-type]
         return desk
@@ -192,7 +192,7 @@ def test_a_trial_whose_desk_is_gone_is_given_up_and_has_not_failed(
 
     monkeypatch.setattr(gang.ray, "get", get)
     desk = SimpleNamespace(report=SimpleNamespace(remote=lambda *given: None))
-    host = gang.GangHost(desk, "g0", Process(), Quiet.__new__(Quiet))
+    host = gang.GangHost(desk, "g0", "i0", Process(), Quiet.__new__(Quiet))
     with pytest.raises(TrialAbandoned, match="nobody answers"):
         getattr(host, how)({"stage": "student"})
 
@@ -207,7 +207,7 @@ def test_what_the_desk_itself_raises_is_no_silence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gang.ray, "get", get)
     desk = SimpleNamespace(report=SimpleNamespace(remote=lambda *given: None))
     with pytest.raises(RayTaskError):
-        gang.GangHost(desk, "g0", Process(), Quiet.__new__(Quiet)).progress({"stage": "student"})
+        gang.GangHost(desk, "g0", "i0", Process(), Quiet.__new__(Quiet)).progress({"stage": "student"})
 
 
 def test_a_gang_that_nobody_answers_leaves_and_tells_nothing(serve_one: Callable[..., Desk]) -> None:

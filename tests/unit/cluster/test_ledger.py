@@ -49,7 +49,7 @@ def test_orders_are_leased_in_the_order_in_which_they_came():
     found = []
     for serial in range(3):
         found.append(leased_number(ledger, serial))
-        ledger.finish("g0", found[-1], WRITTEN)
+        ledger.finish("g0", "i0", found[-1], WRITTEN)
     assert found == [4, 2, 9]
 
 
@@ -69,7 +69,7 @@ def test_every_rank_gets_the_same_order_by_its_serial_whenever_it_asks():
     assert lease(ledger, rank=1) is None, "an order is taken by rank 0"
     first = lease(ledger)
     assert [lease(ledger, rank=rank) for rank in (1, 2, 1, 0)] == [first] * 4
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     second = lease(ledger, 1)
     assert second["number"] == 2
     assert lease(ledger, 0, rank=3) == first, "a slow rank is served the serial that it asks for"
@@ -86,7 +86,7 @@ def test_a_rank_that_runs_ahead_waits_for_rank_0():
 def test_two_gangs_never_get_the_same_order():
     ledger = desk(0, 1, 2, gangs=("g0", "g1"))
     assert [leased_number(ledger, gang="g0"), leased_number(ledger, gang="g1")] == [0, 1]
-    ledger.finish("g1", 1, WRITTEN)
+    ledger.finish("g1", "i0", 1, WRITTEN)
     assert leased_number(ledger, 1, gang="g1") == 2
     assert leased_number(ledger, gang="g0") == 0
 
@@ -95,7 +95,7 @@ def test_an_end_is_kept_under_its_number():
     ledger = desk(4)
     lease(ledger)
     assert ledger.outcomes == {}
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     assert ledger.outcomes == {4: WRITTEN}
 
 
@@ -108,7 +108,7 @@ def test_an_order_that_is_known_is_not_queued_again(when):
     if when in ("leased", "finished"):
         lease(ledger)
     if when == "finished":
-        ledger.finish("g0", 4, WRITTEN)
+        ledger.finish("g0", "i0", 4, WRITTEN)
     if when == "abandoned":
         ledger.abandon()
     before = dict(ledger.outcomes)
@@ -147,7 +147,7 @@ def test_another_gang_may_take_the_order_of_a_lost_one():
 def test_a_new_group_counts_its_serials_from_0():
     ledger = desk(4, 2)
     lease(ledger)
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     ledger.arrive("g0", "i1")
     assert leased_number(ledger, 0, incarnation="i1") == 2
 
@@ -155,7 +155,7 @@ def test_a_new_group_counts_its_serials_from_0():
 def test_a_finished_order_is_not_leased_again_after_a_loss():
     ledger = desk(4)
     lease(ledger)
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     ledger.arrive("g0", "i1")
     assert lease(ledger, incarnation="i1") is None
     assert ledger.outcomes == {4: WRITTEN}
@@ -200,7 +200,7 @@ def test_losses_of_one_order_are_not_counted_against_another():
     lose(ledger, MAX_ATTEMPTS - 1)
     last = f"i{MAX_ATTEMPTS - 1}"
     lease(ledger, incarnation=last)
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     ledger.submit(order(2))
     assert lease(ledger, 1, incarnation=last) == {**order(2), "attempt": "a1"}
 
@@ -212,29 +212,29 @@ def test_a_trial_goes_on_until_it_is_stopped_and_others_are_not_touched():
     ledger = desk(4, 2, gangs=("g0", "g1"))
     lease(ledger, gang="g0")
     lease(ledger, gang="g1")
-    assert ledger.report("g0", 4, {"stage": "student"}) == "go"
+    assert ledger.report("g0", "i0", 4, {"stage": "student"}) == "go"
     ledger.stop(4)
-    assert ledger.report("g0", 4, {"stage": "student"}) == "stop"
-    assert ledger.report("g1", 2, {"stage": "student"}) == "go"
+    assert ledger.report("g0", "i0", 4, {"stage": "student"}) == "stop"
+    assert ledger.report("g1", "i0", 2, {"stage": "student"}) == "go"
 
 
 def test_what_is_shown_is_the_latest_report_until_the_trial_ends():
     ledger = desk(4)
     lease(ledger)
-    ledger.report("g0", 4, {"stage": "student", "epoch": 0})
-    ledger.report("g0", 4, {"stage": "student", "epoch": 1})
+    ledger.report("g0", "i0", 4, {"stage": "student", "epoch": 0})
+    ledger.report("g0", "i0", 4, {"stage": "student", "epoch": 1})
     assert ledger.latest == {4: {"stage": "student", "epoch": 1, "gang": "g0"}}
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     assert ledger.latest == {}
 
 
 def test_a_new_stage_forgets_what_the_last_one_said():
     ledger = desk(4)
     lease(ledger)
-    ledger.report("g0", 4, {"stage": "student", "epoch": 1, "loss": 0.5})
-    ledger.report("g0", 4, {"stage": "student"})
+    ledger.report("g0", "i0", 4, {"stage": "student", "epoch": 1, "loss": 0.5})
+    ledger.report("g0", "i0", 4, {"stage": "student"})
     assert ledger.latest[4] == {"stage": "student", "epoch": 1, "loss": 0.5, "gang": "g0"}
-    ledger.report("g0", 4, {"stage": "export"})
+    ledger.report("g0", "i0", 4, {"stage": "export"})
     assert ledger.latest[4] == {"stage": "export", "gang": "g0"}
 
 
@@ -244,7 +244,7 @@ def test_a_trial_that_is_given_up_is_no_longer_shown(abandoning):
     lose(ledger, MAX_ATTEMPTS - 1)
     last = f"i{MAX_ATTEMPTS - 1}"
     lease(ledger, incarnation=last)
-    ledger.report("g0", 4, {"stage": "student"})
+    ledger.report("g0", last, 4, {"stage": "student"})
     if abandoning:
         ledger.abandon()
     ledger.arrive("g0", "new")
@@ -269,33 +269,33 @@ def watched(*rungs: tuple[str, int]) -> Ledger:
 def test_only_the_end_of_a_watched_epoch_awaits_judgement():
     ledger = watched(("student", 2))
     for event in ({"stage": "student", "epoch": 2, "step": 0}, at_epoch(1), at_epoch(2, "teacher"), at_epoch(3)):
-        ledger.report("g0", 4, event)
+        ledger.report("g0", "i0", 4, event)
         assert not ledger.awaits_judgement(4)
-    ledger.report("g0", 4, at_epoch(2))
+    ledger.report("g0", "i0", 4, at_epoch(2))
     assert ledger.awaits_judgement(4)
     assert ledger.news(4) == {"report": {**at_epoch(2), "gate": {}}}
 
 
 def test_a_report_brings_all_that_the_gate_measured():
     ledger = watched(("student", 0))
-    ledger.report("g0", 4, {"stage": "gate", "gate": {"macs": 9.0}})
-    ledger.report("g0", 4, {"stage": "gate", "gate": {"size_bytes": 7.0}})
-    ledger.report("g0", 4, at_epoch(0))
+    ledger.report("g0", "i0", 4, {"stage": "gate", "gate": {"macs": 9.0}})
+    ledger.report("g0", "i0", 4, {"stage": "gate", "gate": {"size_bytes": 7.0}})
+    ledger.report("g0", "i0", 4, at_epoch(0))
     assert ledger.news(4) == {"report": {**at_epoch(0), "gate": {"macs": 9.0, "size_bytes": 7.0}}}
 
 
 @pytest.mark.parametrize(("goes_on", "verdict"), [(True, "go"), (False, "stop")])
 def test_a_judged_report_is_news_no_more_and_a_trial_obeys(goes_on, verdict):
     ledger = watched(("student", 0))
-    assert ledger.report("g0", 4, at_epoch(0)) == "go"
+    assert ledger.report("g0", "i0", 4, at_epoch(0)) == "go"
     ledger.judge(4, goes_on=goes_on)
     assert (ledger.awaits_judgement(4), ledger.news(4)) == (False, None)
-    assert ledger.verdict(4) == ledger.report("g0", 4, at_epoch(1)) == verdict
+    assert ledger.verdict(4) == ledger.report("g0", "i0", 4, at_epoch(1)) == verdict
 
 
 def test_nobody_waits_for_judgement_while_everything_is_given_up():
     ledger = watched(("student", 0))
-    ledger.report("g0", 4, at_epoch(0))
+    ledger.report("g0", "i0", 4, at_epoch(0))
     ledger.abandon()
     assert not ledger.awaits_judgement(4)
     assert ledger.verdict(4) == "abandon"
@@ -303,15 +303,15 @@ def test_nobody_waits_for_judgement_while_everything_is_given_up():
 
 def test_what_a_lost_attempt_reported_is_not_judged_any_more():
     ledger = watched(("student", 0))
-    ledger.report("g0", 4, at_epoch(0))
+    ledger.report("g0", "i0", 4, at_epoch(0))
     ledger.arrive("g0", "i1")
     assert ledger.news(4) is None
 
 
 def test_the_end_is_the_last_news():
     ledger = watched(("student", 0))
-    ledger.report("g0", 4, at_epoch(0))
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.report("g0", "i0", 4, at_epoch(0))
+    ledger.finish("g0", "i0", 4, WRITTEN)
     assert ledger.news(4) == {"outcome": WRITTEN}
     assert not ledger.awaits_judgement(4)
 
@@ -324,8 +324,8 @@ def test_abandoning_gives_up_what_waits_and_tells_what_runs():
     lease(ledger)
     ledger.abandon()
     assert ledger.outcomes == {2: ABANDONED, 7: ABANDONED}
-    assert ledger.report("g0", 4, {"stage": "student"}) == "abandon"
-    ledger.finish("g0", 4, ABANDONED)
+    assert ledger.report("g0", "i0", 4, {"stage": "student"}) == "abandon"
+    ledger.finish("g0", "i0", 4, ABANDONED)
     assert ledger.outcomes[4] == ABANDONED
     assert lease(ledger, 1) is None
 
@@ -335,7 +335,7 @@ def test_abandoning_comes_before_stopping():
     lease(ledger)
     ledger.stop(4)
     ledger.abandon()
-    assert ledger.report("g0", 4, {}) == "abandon"
+    assert ledger.report("g0", "i0", 4, {}) == "abandon"
 
 
 def test_an_order_that_comes_after_abandoning_is_given_up_at_once():
@@ -359,7 +359,7 @@ def test_a_trial_that_ends_while_abandoning_keeps_its_end():
     ledger = desk(4)
     lease(ledger)
     ledger.abandon()
-    ledger.finish("g0", 4, WRITTEN)
+    ledger.finish("g0", "i0", 4, WRITTEN)
     assert ledger.outcomes == {4: WRITTEN}
 
 

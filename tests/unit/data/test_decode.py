@@ -139,8 +139,8 @@ def test_a_split_without_examples_is_refused(tmp_path: Path, write_parquet: Writ
 
 
 def test_the_test_split_is_what_was_decoded(tmp_path: Path) -> None:
-    decode_split(Source("digits"), "test", tmp_path / "test.arrow")
-    assert len(open_test_split(tmp_path / "test.arrow")) == 359
+    decode_split(Source("digits"), "test", tmp_path / "images.arrow")
+    assert len(open_test_split(tmp_path)) == 359
 
 
 maxima = st.none() | st.integers(1, 300)

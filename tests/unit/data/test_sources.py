@@ -131,6 +131,18 @@ def test_image_size_resizes_every_picture(
         assert np.unique(image).tolist() == [10 * wanted]  # a flat picture stays flat
 
 
+def test_image_fit_stretches_the_whole_or_crops_the_middle(tmp_path: Path, write_parquet: Write) -> None:
+    bars = np.repeat(np.asarray([10, 10, 60, 60, 60, 60, 200, 200], np.uint8)[None], 4, axis=0)
+    lying, standing = bars[None], np.ascontiguousarray(bars.T)[None]
+    write_parquet(tmp_path / "train.parquet", [(lying, 0), (standing, 1)], "plain")
+    for fit, values in (("stretch", [10, 60, 60, 200]), ("crop", [60, 60, 60, 60])):
+        source = Source("parquet", str(tmp_path), image_size=4, image_fit=fit)
+        (one, _), (other, _) = read_split(source, "train")
+        np.testing.assert_array_equal(one[0].T, other[0])
+        assert np.abs(one[0].astype(int) - values).max() <= 25  # stretching is antialiased at the edges of bars
+        assert (one[0][:, 1:3] == 60).all() == (fit == "crop")
+
+
 def test_class_names_come_from_the_hub_metadata(tmp_path: Path, digits: Any, write_parquet: Write) -> None:
     write_parquet(tmp_path / "train-0.parquet", digits, "hub", NAMES)
     assert class_names(Source("parquet", str(tmp_path))) == NAMES

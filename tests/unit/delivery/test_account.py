@@ -19,8 +19,8 @@ JOB = Job.model_validate(
 )
 
 
-def stage(key: str, seconds: float, cached: bool = False) -> StageRecord:
-    return StageRecord("student", key, seconds, cached, 0.0)
+def stage(key: str, seconds: float, cached: bool = False, saved_s: float = 0.0) -> StageRecord:
+    return StageRecord("student", key, seconds, cached, 0.0, saved_s)
 
 
 def trial(number: int, accuracy: float, size: float, seconds: float, *stages: StageRecord) -> TrialResult:
@@ -58,9 +58,20 @@ def test_the_account_of_a_sweep():
     assert account.sentences() == [
         "hypervolume 17.5; the baseline alone has 5",
         "0.116 device-hours for 5 complete, 2 stopped",
-        "3 of 6 stages came from the store: about 20 s saved, without 1 that were there before",
+        "3 of 6 stages came from the store: about 20 s saved, without 1 of unknown price",
         "stopping trials saved about 18 s of training",
     ]
+
+
+def test_what_the_store_says_of_a_stage_is_what_it_saved():
+    """Also of stages that no trial of this sweep computed; a trial's own record is asked where the store said nothing."""
+    results = [
+        trial(0, 0.75, 80.0, 40.0, stage("T", 0.5, cached=True, saved_s=150.0), stage("a", 10.0)),
+        trial(1, 0.75, 40.0, 20.0, stage("T", 0.5, cached=True, saved_s=149.5), stage("a", 4.0, cached=True)),
+    ]
+    account = settle(JOB, [Proposal(0, {}, {}), Proposal(1, {}, {})], results)
+    assert (account.served, account.unpriced, account.seconds_served) == (3, 0, pytest.approx(150 + 149.5 + 6))
+    assert "3 of 4 stages came from the store: about 5.1 min saved" in account.sentences()
 
 
 def test_the_account_of_nothing():

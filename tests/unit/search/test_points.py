@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.search.points import domain_values, fits, from_unit, grid, is_finite, nearest, point_key, seeds_from_front
+from orchestrator.search.points import (
+    domain_values,
+    fits,
+    from_unit,
+    grid,
+    is_finite,
+    nearest,
+    one_at_a_time,
+    point_key,
+    seeds_from_front,
+)
 from orchestrator.spec.recipe import Recipe
 from orchestrator.spec.space import Domain, SearchSpace
 
@@ -185,3 +195,25 @@ def test_a_value_that_cannot_be_moved_gives_way_to_the_recipes_own_or_the_point_
     other = "l2" if RECIPE.pruning.criterion != "l2" else "l1"
     dropped = make_space(pruning__criterion={"choice": [other]}, model__width={"int": [8, 16]})
     assert seeds_from_front(front, dropped, RECIPE) == []
+
+
+# The sensitivity pass.
+
+
+def test_one_hole_at_a_time_goes_to_either_end_and_what_it_brings_is_filled():
+    trained = {"quantization.method": ["ptq", "qat"]}
+    space = make_space(
+        pruning__ratio={"float": [0.0, 0.8]},
+        quantization__method={"choice": ["none", "ptq"]},
+        quantization__weight_bits={"int": [2, 4], "when": trained},
+        model__width={"int": [8, 32], "step": 8},
+    )
+    origin = {"pruning.ratio": 0.2, "quantization.method": "none", "model.width": 32}
+    found = list(one_at_a_time(origin, space, RECIPE))
+    assert found == [
+        origin | {"pruning.ratio": 0.0},
+        origin | {"pruning.ratio": 0.8},
+        origin | {"quantization.method": "ptq", "quantization.weight_bits": 4},  # the recipe's own 8 is not in the domain
+        origin | {"model.width": 8},
+    ]
+    assert all(fits(point, space, RECIPE) for point in found)

@@ -1087,10 +1087,14 @@ def test_a_resolved_job_holds_its_space_and_every_default(folder):
     [
         "budget.trials=3",
         "budget.hours=1.0",
+        "storage.shared=s3://bucket/stages",
+        "storage.limit_gb=2.5",
         "tracking.experiment=other",
         "tracking.uri=http://host",
         "name=other",
         "resources.gangs=2",
+        "gangs.recycle_after=2",
+        "gangs.lost_after_s=30.0",
     ],
 )
 def test_identity_does_not_see(folder, override):

@@ -57,7 +57,7 @@ class Alone:
     def progress(self, event: dict[str, Any]) -> None:
         self.heard.append(event)
 
-    progress_alone = progress
+    progress_alone = step = progress
 
     def measuring(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

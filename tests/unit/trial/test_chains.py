@@ -127,7 +127,8 @@ def test_what_is_saved_comes_back_as_it_was(walks: Walks, chain: Chain) -> None:
     for stage in networks(result):
         trained, rebuilt = walks.bench.made[stage.key]
         assert torch.equal(trained, rebuilt), stage.name
-        assert sorted(path.name for path in (walks.bench.stages / stage.key).iterdir()) == ["meta.json", "model.safetensors"]
+        kept = sorted(path.name for path in (walks.bench.stages / stage.key).iterdir())
+        assert kept == ["manifest.json", "meta.json", "model.safetensors"]
     stored, shipped = (load_file(path / "model.safetensors") for path in (walks.bench.stages / stage.key, folder))
     assert stored.keys() == shipped.keys()
     assert all(torch.equal(value, shipped[name]) for name, value in stored.items())

@@ -87,7 +87,7 @@ def test_a_folder_is_absent_until_it_is_whole(tmp_path: Path) -> None:
 
     folder, _ = StageStore(tmp_path).obtain("k", Process(), make)
     assert seen == [False]
-    assert sorted(path.name for path in folder.iterdir()) == ["half.txt", "whole.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["half.txt", "manifest.json", "whole.txt"]
 
 
 def test_a_failure_is_not_kept(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_failure_is_not_kept(tmp_path: Path) -> None:
         store.obtain("k", Process(), fail)
     assert [path.name for path in tmp_path.iterdir()] == ["k.lock"]
     assert store.obtain("k", Process(), writing("again"))[1] is False
-    assert [path.name for path in (tmp_path / "k").iterdir()] == ["made.txt"]
+    assert sorted(path.name for path in (tmp_path / "k").iterdir()) == ["made.txt", "manifest.json"]
 
 
 def test_what_a_killed_process_left_half_is_no_hit(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_a_killed_process_left_half_is_no_hit(tmp_path: Path) -> None:
     (tmp_path / "k.lock").touch()
     folder, cached = StageStore(tmp_path).obtain("k", Process(), writing("whole"))
     assert not cached
-    assert [path.name for path in folder.iterdir()] == ["made.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["made.txt", "manifest.json"]
 
 
 @pytest.mark.parametrize("first_fails", [False, True])
@@ -182,13 +182,13 @@ class Pair(Process):
         return self.heard[-1]
 
 
-def obtained_by_both(store: StageStore, make: Any) -> tuple[list[Any], list[Any]]:
+def obtained_by_both(store: StageStore, make: Any, *, alone: bool = True) -> tuple[list[Any], list[Any]]:
     """What two ranks get, or the error that each ends in; and what the second was told."""
     ranks, got = Pair.both(), [None, None]
 
     def ask(rank: Pair) -> None:
         try:
-            got[rank.rank] = store.obtain("k", rank, make, alone=True)
+            got[rank.rank] = store.obtain("k", rank, make, alone=alone)
         except Exception as error:  # noqa: BLE001 - it is what is looked at
             got[rank.rank] = error
 
