@@ -21,6 +21,7 @@ Then the facts are read, with nothing but `json`:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -124,7 +125,8 @@ class Storm:
     def kill(self, driver: subprocess.Popen[bytes], began: float) -> Kill:
         """SIGKILL to the driver, and a look at what it leaves."""
         children = descendants(driver.pid)
-        held = lock_holders(self.store)
+        # Before: whoever gives up clears its folder, which makes it look young.
+        held, written = lock_holders(self.store), self.written(began)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         moment = time.time()  # workers may go on for a moment more: what they still wrote is not lost
@@ -133,9 +135,10 @@ class Storm:
         left = [title for pid in children if (title := alive(pid))]
         self.look()
         names = [path.name for path in self.store.glob("*") if path.is_dir()] if self.store.is_dir() else []
-        self.stored.append((moment, {name for name in names if not name.endswith(".partial")}))
+        self.stored.append((time.time(), {name for name in names if not name.endswith(".partial")}))
         stages = {name: self.store / name for name in names if name.endswith(".partial")}
-        lost = {name: moment - max(times) for name, path in stages.items() if (times := since(path, began))}
+        now = self.written(began)
+        lost = {name: max(0.0, moment - written.get(name, now[name])) for name in stages if name in now}
         ended = self.results()
         tails = {path.parent.name: path for path in self.sweep.glob("trials/*/a*") if path.parent.name not in ended}
         return Kill(
@@ -146,6 +149,11 @@ class Storm:
             len(children),
             left,
         )
+
+    def written(self, began: float) -> dict[str, float]:
+        """By stage under way that was touched since a driver began: when last."""
+        folders = self.store.glob("*.partial") if self.store.is_dir() else ()
+        return {path.name: max(times) for path in folders if (times := since(path, began))}
 
     def half_made(self) -> list[tuple[str, bool]]:
         """What is still under way in the store by its name, and whether the stage was made all the same: then it is litter."""
@@ -162,7 +170,9 @@ class Storm:
 
 def since(folder: Path, began: float) -> list[float]:
     """When a folder and what lies in it was written, where that was since a driver began: an earlier one may have left some."""
-    times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+    times = []
+    with contextlib.suppress(FileNotFoundError):  # it was made, or given up, while it was looked at
+        times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
     return [moment for moment in times if moment >= began]
 
 
