@@ -107,8 +107,8 @@ def middle(steps: Sequence[Steps], costs: Sequence[float]) -> list[float]:
 
 
 def reached(steps: Sequence[Steps], regret: float) -> float:
-    """The median over seeds of the cost to come down to a regret; infinite where half of them never do."""
-    return float(statistics.median(cost_of(one, regret) for one in steps))
+    """The cost at which half of the seeds had come down to a regret; infinite where more than half never did."""
+    return float(statistics.median_low(cost_of(one, regret) for one in steps))
 
 
 def checkpoints(top: float, number: int = 12) -> list[float]:

@@ -19,8 +19,6 @@ from benchmarks.table.table import Point, Stage, Table
 from orchestrator.results.trial_result import StageRecord, State, TrialResult
 from orchestrator.spec.space import Choice
 
-KNOWN = ("size_bytes", "macs", "num_parameters", "latency_ms")  # of a network before it is trained
-
 
 class Searcher(Protocol):
     """Who proposes points, and decides which go on."""
@@ -121,9 +119,8 @@ class Simulation:
         if self.answers and any(end.state == "COMPLETE" and end.choice == choice for end in self.ends):
             self._end(number, point, "COMPLETE", records, len(point.last.accuracies), 0)
             return
-        gate = {metric: point.measurements[metric] for metric in KNOWN if metric in point.measurements}
         yield point.before
-        self.searcher.begins(number, gate)
+        self.searcher.begins(number, dict(point.known))
         trained = 0
         for stage in point.stages:
             key = stage.key if self.sharing or stage.name == "teacher" else f"{stage.key} {number}"
@@ -188,7 +185,7 @@ def result_of(number: int, point: Point, state: State, records: list[StageRecord
         state,
         dict(point.choice),
         measurements=dict(point.measurements) if state == "COMPLETE" else {},
-        gate={metric: point.measurements[metric] for metric in KNOWN if metric in point.measurements},
+        gate=dict(point.known),
         curve=curve,
         stages=records,
         started=records[0].started,

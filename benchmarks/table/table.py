@@ -24,6 +24,7 @@ from orchestrator.spec.space import Choice, Value, with_value
 HERE = Path(__file__).parent
 STAGES = ("teacher", "student", "pruned", "quantized")  # in order; each makes a network, and is shared
 METHODS = ("none", "ptq", "qat")
+KNOWN = ("size_bytes", "macs", "num_parameters", "latency_ms")  # of a network before it is trained
 EPOCHS = "quantization.epochs"  # of the last phase, where it trains
 
 
@@ -65,12 +66,14 @@ class Point:
     """One recipe: how it ended, what was measured (latency as the median of its structure), what it cost.
 
     Args:
+        known: what was measured of its network before it was trained. A point that failed has that of its structure.
         before, after: seconds of preflight, and of export and measuring: nobody shares them.
     """
 
     choice: Choice
     state: State
     measurements: dict[str, float]
+    known: dict[str, float]
     stages: tuple[Stage, ...]
     before: float
     after: float
@@ -139,19 +142,22 @@ def read_table(path: Path = HERE / "table.parquet") -> Table:
     import pyarrow.parquet as pq
 
     job = table_job()
-    return Table(job, [_point(row, job) for row in pq.read_table(path).to_pylist()])
+    rows = pq.read_table(path).to_pylist()
+    known = {row["structure"]: _measured(row, KNOWN) for row in rows if row["state"] == "COMPLETE"}
+    return Table(job, [_point(row, job, known[row["structure"]]) for row in rows])
 
 
-def _point(row: dict[str, Any], job: Job) -> Point:
+def _measured(row: dict[str, Any], metrics: Sequence[str]) -> dict[str, float]:
+    columns = {metric: "latency_structure_ms" if metric == "latency_ms" else metric for metric in metrics}
+    return {metric: float(row[column]) for metric, column in columns.items() if row.get(column) is not None}
+
+
+def _point(row: dict[str, Any], job: Job, known: dict[str, float]) -> Point:
     choice = {path: row[path] for path, _ in job.space.items() if row.get(path) is not None}
-    measured = {
-        key: float(row[key]) for key in ("accuracy", "size_bytes", "macs", "num_parameters") if row.get(key) is not None
-    }
-    if row.get("latency_structure_ms") is not None:
-        measured["latency_ms"] = row["latency_structure_ms"]
+    measured = _measured(row, ("accuracy", *KNOWN))
     stages = tuple(_stage(row, name) for name in STAGES if row.get(f"{name}_key"))
     alone = [row.get(f"{name}_s") or 0.0 for name in ("preflight", "export", "measure")]
-    return Point(choice, row["state"], measured, stages, alone[0], alone[1] + alone[2])
+    return Point(choice, row["state"], measured, known, stages, alone[0], alone[1] + alone[2])
 
 
 def _stage(row: dict[str, Any], name: str) -> Stage:

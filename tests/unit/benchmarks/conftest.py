@@ -36,7 +36,7 @@ def made_up(choice: Choice) -> Point:
         ends = tuple(0.1 + 0.2 * epoch for epoch in range(1, epochs + 1))
         stages.append(Stage("quantized", f"qat {sorted(choice.items())}", 0.2 + 0.2 * epochs, curve, ends))
         accuracy = curve[-1]
-    return Point(choice, "COMPLETE", {"accuracy": accuracy, **measured}, tuple(stages), 0.1, 0.3)
+    return Point(choice, "COMPLETE", {"accuracy": accuracy, **measured}, measured, tuple(stages), 0.1, 0.3)
 
 
 @pytest.fixture(scope="session")
