@@ -36,6 +36,7 @@ class Entry:
         stopping: settings of the product's rule.
         stopped_count: networks of stopped trials count as they are.
         pin: epochs of the last phase for all trials; 0 leaves them to the search.
+        hurried: whether last phases are over after one epoch, and lose nothing by it: what no stopping rule can do better.
     """
 
     name: str
@@ -47,18 +48,20 @@ class Entry:
     cost: float = float("inf")
     stopping: Mapping[str, Any] = field(default_factory=dict)
     pin: int = 0
+    hurried: bool = False
     table: str = ""
 
 
 @cache
-def _table(path: str, pin: int) -> Table:
+def _table(path: str, pin: int, hurried: bool) -> Table:
     table = read_table(Path(path))
-    return table.pinned(EPOCHS, pin) if pin else table
+    table = table.pinned(EPOCHS, pin) if pin else table
+    return table.hurried() if hurried else table
 
 
 def play(entry: Entry) -> dict[str, Any]:
     """Simulate one entry: its steps, its trials, and what deciding took, in seconds a trial."""
-    table = _table(entry.table, entry.pin)
+    table = _table(entry.table, entry.pin, entry.hurried)
     searcher: Ours | Optuna
     if entry.ours:
         searcher = Ours(with_search(table.job, entry.seed, entry.sampler, **entry.stopping), entry.trials)
@@ -117,7 +120,8 @@ def checkpoints(top: float, number: int = 12) -> list[float]:
 
 
 def draw(steps: Mapping[str, Sequence[Steps]], top: float, title: str, path: Path) -> None:
-    """Median regret over cost, on logarithmic axes, with the quartiles over seeds as a band."""
+    """Median regret over cost, on logarithmic axes; the product's thick, with the quartiles over seeds as a band."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -126,11 +130,17 @@ def draw(steps: Mapping[str, Sequence[Steps]], top: float, title: str, path: Pat
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     floor = 1e-4
-    for name, seeds in steps.items():
-        values = np.maximum([[regret_at(one, cost) for cost in costs] for one in seeds], floor)
-        low, mid, high = np.percentile(values, [25, 50, 75], axis=0)
-        line = axes.plot(costs, mid, label=name, linewidth=2.2 if name.startswith("ours") else 1.1)[0]
-        axes.fill_between(costs, low, high, color=line.get_color(), alpha=0.08)
+    colors, styles = colormaps["tab10"], {"Optuna": "--", "Syne": "-.", "limit": ":"}
+    ours = [name for name in steps if name.startswith("ours")]
+    others = [name for name in steps if name not in ours]
+    for names, width in ((others, 1.3), (ours, 2.4)):
+        for number, name in enumerate(names):
+            values = np.maximum([[regret_at(one, cost) for cost in costs] for one in steps[name]], floor)
+            low, mid, high = np.percentile(values, [25, 50, 75], axis=0)
+            how = {"color": colors(number % 10), "linewidth": width, "linestyle": styles.get(name.split()[0].strip(":"), "-")}
+            axes.plot(costs, mid, label=name, **how)
+            if name in ours:
+                axes.fill_between(costs, low, high, color=colors(number % 10), alpha=0.1, linewidth=0)
     axes.set(xscale="log", yscale="log", xlabel="cost: gangs x seconds", ylabel="regret: 1 - hypervolume / best")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=7)
