@@ -80,10 +80,16 @@ class Facts:
         return self._front
 
     def wanted_form(self) -> tuple[int, Choice] | None:
-        """The next form of a network of the front that is worth a trial, and whose; None where the job asks for none."""
+        """The next form of a network of the front that is worth having, and whose; None where the job asks for none."""
         if not self._job.search.bit_ladder:
             return None
-        return wanted(self._job, [(number, self.results[number].choice) for number in self.front()], self.points)
+        worth = [number for number in self.front() if self._is_worth_having(self.results[number])]
+        return wanted(self._job, [(number, self.results[number].choice) for number in worth], self.points)
+
+    def _is_worth_having(self, result: TrialResult) -> bool:
+        """Whether no objective is worse than the reference that the job names for it."""
+        named = [(o, o.reference) for o in self._job.objectives if o.reference is not None]
+        return all(o.cost(float(result.measurements[o.metric])) <= o.cost(reference) for o, reference in named)
 
     def end(self) -> End | None:
         """Why nothing is to be run, as far as facts tell: not that a space has no more points, nor what rules want."""

@@ -15,9 +15,10 @@ SPACE = {
 }
 
 
-def stage_for(folder: Path, trials: int = 2, **search: Any) -> Stage:
+def stage_for(folder: Path, trials: int = 2, reference: float | None = None, **search: Any) -> Stage:
     search = {"sampler": "tpe", "num_startup": 2, "bit_ladder": True} | search
-    return Stage(folder, make_job(trials, space=SPACE, search=search), slots=1)
+    objectives = [{"metric": "accuracy", "reference": reference}, {"metric": "size_bytes"}]
+    return Stage(folder, make_job(trials, space=SPACE, search=search, objectives=objectives), slots=1)
 
 
 def end(stage: Stage, number: int, accuracy: float, size: float) -> None:
@@ -81,3 +82,8 @@ def test_the_last_trial_may_bring_forms_so_the_sweep_waits_for_it(tmp_path):
 
 def test_without_the_setting_there_is_no_ladder(tmp_path):
     assert [origin for origin, *_ in played(stage_for(tmp_path, trials=3, bit_ladder=False))] == [None] * 3
+
+
+def test_a_network_that_is_not_worth_having_has_no_other_forms(tmp_path):
+    assert len(played(stage_for(tmp_path / "worth", trials=1, reference=0.9))) == 3
+    assert len(played(stage_for(tmp_path / "not", trials=1, reference=0.95))) == 1
