@@ -2,9 +2,9 @@
 
     uv run python benchmarks/resume_storm.py [--trials 60] [--kills 20] [--seed 0] [--gangs 2]
 
-Each kill waits until a random share of the trials has ended, and then a random time more: while Ray starts, say. Every other one
-waits at least until a trial has ended under its own driver, and then up to three seconds: in the middle of a stage, between two
-facts. It is a SIGKILL to the driver alone. What Ray had started has to go by itself: nobody helps it, and the next driver,
+Each kill waits until a random share of the trials has ended, and then a random time more: while Ray starts, say. Every other
+one waits at least until a trial has ended under its own driver, and then up to three seconds: in the middle of a stage, between
+two facts. It is a SIGKILL to the driver alone. What Ray had started has to go by itself: nobody helps it, and the next driver,
 `orchestrator resume`, is started five seconds later, whatever is left.
 
 Then the facts are read, with nothing but `json`:
