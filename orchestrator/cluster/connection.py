@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
     # After how long it takes a worker that does not answer for dead: as long as the desk waits, not ten minutes.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    # The searcher alone bounds how many are asked for. With Tune's bound of one, two clients that end together leave one client
+    # too many: it is ended, and soon another is started, which costs a processor a second.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

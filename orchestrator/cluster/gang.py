@@ -42,6 +42,7 @@ from orchestrator.trial.workshop import Workshop
 
 _COLLECTIVE_TIMEOUT_S = 120
 _MAX_RESTARTS = 8
+_ALL_IMPORTED = 2  # the trial before which a process has imported all that it ever will
 
 # What gloo says, in a plain RuntimeError, when another rank is gone or does not come. Its other complaints (tensors of
 # different sizes) are faults of the program.
@@ -126,7 +127,8 @@ def serve(settings: dict[str, Any]) -> None:
     if process.first:
         host.lifeline.start()
     importlib.import_module("torch._dynamo")  # the first optimizer of a process needs it; whole, before threads import more
-    threading.Thread(target=_warm_up, daemon=True).start()
+    imports = threading.Thread(target=_warm_up, daemon=True)
+    imports.start()
     gc.freeze()  # what was imported stays: the collections between trials need not look at it
     upkeep = _Upkeep(host, GangSettings.model_validate(settings["upkeep"]))
     serial = 0
@@ -135,6 +137,9 @@ def serve(settings: dict[str, Any]) -> None:
             continue
         serial += 1
         _reset(process)
+        if serial == _ALL_IMPORTED:
+            imports.join()
+            gc.freeze()
         _serve_one(Order(**lease), host, workshop)
         upkeep.after_a_trial()
     host.lifeline.close()

@@ -28,6 +28,7 @@ from orchestrator.results.store import Home, Sweep
 from orchestrator.search.budget import Reason
 from orchestrator.search.proposer import Proposer
 from orchestrator.spec.job import Job
+from orchestrator.trial.order import Order
 
 Ending = Reason | Literal["interrupted", "terminated"]
 _TICK_S = 0.5
@@ -86,6 +87,7 @@ class _Performance:
         director.desk = f"desk-{uuid.uuid4().hex[:8]}"
         self.end: Ending | None = None
         self.over = threading.Event()
+        self.submitted: list[Any] = []
         self.gangs: list[threading.Thread] = []
         self.lost: list[BaseException] = []
 
@@ -100,7 +102,7 @@ class _Performance:
         patience = Patience(silence.lost_after_s, silence.stalled_after_s)
         self.desk: Any = ray.remote(num_cpus=0, max_concurrency=1000)(Desk).options(name=director.desk).remote(patience)
         # Straight from here: a gang need not wait until Tune has started the client that will wait for the outcome.
-        director.submit = lambda order: ray.get(self.desk.submit.remote(order.to_json()))
+        director.submit = self._submit
         director.watch = lambda number, rungs: ray.get(self.desk.watch.remote(number, rungs))
         director.judge = lambda number, goes_on: ray.get(self.desk.judge.remote(number, goes_on))
         _say(director.observers, f"starting {director.slots} gang{'s' if director.slots > 1 else ''} of {self.workers}")
@@ -123,6 +125,13 @@ class _Performance:
             last = self.lost[-1] if self.lost else None
             raise OrchestratorError(f"every gang was lost; the last said: {last}") from last
         return end.reason
+
+    def _submit(self, order: Order) -> None:
+        """Without waiting for the desk, which does in order what this thread asks; what it had to say of the last is raised."""
+        import ray
+
+        ray.get(self.submitted)
+        self.submitted = [self.desk.submit.remote(order.to_json())]
 
     def _tune(self) -> None:
         from ray import tune

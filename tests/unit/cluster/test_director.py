@@ -416,3 +416,14 @@ def test_importing_the_sweep_imports_no_ray():
 def test_the_word_for_finished_is_tunes():
     assert in_a_process_of_its_own("from ray.tune.search import Searcher; print(Searcher.FINISHED)") == FINISHED
     assert in_a_process_of_its_own("from orchestrator.cluster import director; print(director._FINISHED)") == FINISHED
+
+
+def test_tune_takes_all_trials_that_the_searcher_has_so_no_client_is_one_too_many():
+    source = (
+        "from pathlib import Path; from orchestrator.cluster.connection import prepare_environment; "
+        "prepare_environment(Path(), local=False); "
+        "from ray.tune.execution.tune_controller import _get_max_pending_trials; "
+        "from ray.tune.search import SearchGenerator; from orchestrator.cluster.searcher import SweepSearcher; "
+        "print(_get_max_pending_trials(SearchGenerator(SweepSearcher('token'))))"
+    )
+    assert int(in_a_process_of_its_own(source)) >= 1000
