@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import click
 
 from orchestrator.cli.options import home_option, load_sweep, output_option, read_weights
-from orchestrator.cli.tables import Rows, counts_text, print_front
+from orchestrator.cli.tables import Rows, print_front
 from orchestrator.cli.where import is_number, metrics_of, none_satisfies, satisfying
 from orchestrator.errors import JobError, NoFeasibleTrialError, nearest_name
 from orchestrator.pareto.condition import parse_condition
-from orchestrator.pareto.front import Front, certainty_of, costs_of, ranks_with_infeasible, weighted_point
+from orchestrator.pareto.front import Front, certainty_of, costs_of, counts_text, ranks_with_infeasible, weighted_point
 from orchestrator.pareto.selection import representatives
 from orchestrator.results.trial_result import TrialResult
 from orchestrator.spec.objective import Objective
@@ -25,8 +25,10 @@ from orchestrator.spec.objective import Objective
 @click.argument("sweep")
 @click.option("--where", metavar="CONDITION", help="The front of the trials that satisfy this, as size_bytes<1e6 or macs<1e7.")
 @click.option("--sort", metavar="METRIC", help="Best first by this measurement. [default: the first objective]")
-@click.option("--all", "everything", is_flag=True, help="Show dominated and infeasible trials too, with ranks.")
-@click.option("--k", type=click.IntRange(min=1), metavar="N", help="Mark N points that stand for all of them.")
+@click.option("--all", "everything", is_flag=True, help="Show all that ended: dominated, infeasible, stopped, failed.")
+@click.option(
+    "--representatives", "--k", "k", type=click.IntRange(min=1), metavar="K", help="Mark K points that stand for all of them."
+)
 @click.option("--weights", metavar="M=W,...", help="Mark the best point by weighted objectives.")
 @home_option
 @output_option
@@ -81,8 +83,9 @@ def _ordered(front: Front, ranks: Mapping[int, int] | None, metric: str | None) 
     """
     trials = list(front.points)
     if ranks is not None:
-        first, last = front.objectives[0], len(front.results) + len(front.infeasible)
-        trials = sorted([*front.results, *front.infeasible], key=lambda trial: _key(trial, first))
+        every = [*front.results, *front.infeasible, *front.others]
+        first, last = front.objectives[0], len(every)
+        trials = sorted(every, key=lambda trial: _key(trial, first))
         trials.sort(key=lambda trial: ranks.get(trial.number, last))
     if metric is not None:
         axis = next((o for o in front.objectives if o.metric == metric), Objective.model_construct(metric=metric))

@@ -19,9 +19,15 @@ _COMMANDS = {
     "run": "run a sweep, or go on with an unfinished one",
     "resume": "go on with a sweep, or extend it",
     "trial": "run ONE recipe on this machine, without Ray",
+    "status": "tell where a sweep stands",
+    "list": "list the sweeps of the home folder",
     "front": "show the Pareto front of a sweep",
+    "compare": "hold two sweeps against each other",
     "pick": "choose a model off the front, test it once, register it",
+    "export": "write a trial's model as a folder that runs on its own",
+    "audit": "say what compression changed in a trial, beside its accuracy",
     "report": "write a sweep's HTML page, or a picture",
+    "sync": "show a sweep in MLflow as its facts have it, also in another one",
     "cache": "show what stages left in the home folder, or clear it",
     "ui": "open MLflow's pages on the embedded database",
 }
@@ -72,7 +78,10 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except OrchestratorError as error:
-        click.echo(f"{click.style('error', fg='red') if _coloured() else 'error'}: {error}", err=True)
+        from orchestrator.cli.tables import plain
+
+        said = plain(" ".join(str(error).splitlines()), 2000)  # it may quote a user, a file or a server
+        click.echo(f"{click.style('error', fg='red') if _coloured() else 'error'}: {said}", err=True)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130

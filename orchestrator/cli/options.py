@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import click
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, nearest_name
 from orchestrator.pareto.front import Front, find_front, originals
 from orchestrator.results.store import Home, Sweep
+from orchestrator.results.trial_result import TrialResult
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import read_resolved
 
@@ -35,6 +37,16 @@ def load_sweep(home: str | None, name: str) -> tuple[Home, Sweep, Job, Front]:
     sweep = place.existing_sweep(name)
     job = read_resolved(sweep.job_file)
     return place, sweep, job, find_front(sweep.results(), job.objectives, originals(sweep.proposals()))
+
+
+def find_trial(sweep: str, results: Sequence[TrialResult], trial: str) -> TrialResult:
+    """An ended trial by its id; UsageError with the nearest one where there is none."""
+    found = {result.id: result for result in results}
+    if trial not in found:
+        near = nearest_name(trial, list(found))
+        hint = f"; did you mean {near!r}?" if near else f"; `orchestrator front {sweep} --all` shows them" if found else ""
+        raise UsageError(f"--trial must name an ended trial of {sweep!r}, as t0007; given {trial!r}{hint}")
+    return found[trial]
 
 
 def read_weights(text: str) -> dict[str, float]:

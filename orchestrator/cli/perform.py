@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.tables import print_front
 from orchestrator.delivery.account import settle
+from orchestrator.delivery.compare import differences
 from orchestrator.errors import UsageError
 from orchestrator.pareto.front import Front, find_front, originals
 from orchestrator.results.files import exclusive
@@ -20,8 +21,6 @@ from orchestrator.spec.job import Job
 from orchestrator.spec.load import read_resolved, resolved_text
 
 _EXIT = {"hours": 5, "device_hours": 5, "failures": 5, "interrupted": 130, "terminated": 143}  # others have reached a goal
-
-_APART = ("name", "budget", "tracking", "gangs", "storage")  # what does not make another sweep
 
 
 def perform(job: Job, home: Home, sweep: Sweep, output: str, *, address: str | None, verbose: bool, fresh: bool = False) -> int:
@@ -120,18 +119,10 @@ def _agree(sweep: Sweep, job: Job) -> None:
         return
     before = read_resolved(sweep.job_file)
     if before.identity() != job.identity():
-        differences = "; ".join(_differences(before.tree(), job.tree())[:5])
-        raise UsageError(f"sweep {sweep.name!r} exists and was asked for by another job: {differences}. Use --name or --fresh")
+        found = "; ".join(differences(before.tree(), job.tree())[:5])
+        raise UsageError(f"sweep {sweep.name!r} exists and was asked for by another job: {found}. Use --name or --fresh")
     if job.budget != before.budget:
         sweep.rewrite_job(resolved_text(job))
-
-
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """`path: old -> new` for every leaf that differs, apart from what does not make another sweep."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = [key for key in dict.fromkeys([*before, *after]) if f"{path}{key}" not in _APART]
-        return [line for key in keys for line in _differences(before.get(key), after.get(key), f"{path}{key}.")]
-    return [] if before == after else [f"{path.removesuffix('.')}: {before} -> {after}"]
 
 
 def _set_aside(sweep: Sweep) -> Sweep:

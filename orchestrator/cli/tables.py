@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
+from rich.cells import cell_len, set_cell_size
 
-from orchestrator.errors import NoFeasibleTrialError
 from orchestrator.pareto.certainty import Certainty
-from orchestrator.pareto.front import Front, certainty_of
+from orchestrator.pareto.front import Front, certainty_of, no_feasible
 from orchestrator.results.store import Sweep
 from orchestrator.results.trial_result import TrialResult
 from orchestrator.spec.job import Job
 
-WIDTH = 100  # columns of text; a front that is wider is shown as one table below the other
+WIDTH = 80  # columns of text; a front that is wider is shown as one table below the other
+_LONGEST = 60  # columns of a cell
+_NOTE = "note"  # the column of words: it is cut into lines where it is wide
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class _Table:
     left: set[str] = field(default_factory=set)
 
     def width(self, head: str) -> int:
-        return max(len(cell) for cell in [head, *self.columns[head]])
+        widest = max(cell_len(plain(cell)) for cell in [head, *self.columns[head]])
+        return min(widest, WIDTH - 2 - self.width(next(iter(self.columns)))) if head == _NOTE else widest
 
     def blocks(self) -> list[list[str]]:
         """Heads of the parts that are shown one below the other, each with the first column and at most `WIDTH` wide."""
@@ -74,16 +78,17 @@ def print_front(
     else:
         _print_front_table(job, front, certainty, rows)
     if not front.points:
-        raise NoFeasibleTrialError(f"sweep {sweep.name!r} has no trial that is complete and feasible: {counts_text(front)}")
+        raise no_feasible(sweep.name, front, job.constraints)
 
 
 def _front_tree(sweep: Sweep, front: Front, certainty: Certainty, rows: Rows) -> dict[str, Any]:
     """The contract, and what was asked for beyond it."""
-    tree = front.to_json(sweep.name, certainty, rows.trials) | ({"where": rows.where} if rows.where else {})
-    for point in tree["points"]:
-        number = int(point["trial"][1:])
+    trials = front.points if rows.trials is None else rows.trials
+    tree = front.to_json(sweep.name, certainty, trials) | ({"where": rows.where} if rows.where else {})
+    for point, trial in zip(tree["points"], trials, strict=True):
+        number = trial.number
         if rows.ranks is not None:
-            point["rank"] = rows.ranks.get(number)
+            point |= {"rank": rows.ranks.get(number), "state": trial.state, "failure": _failure(trial) or None}
         if rows.representatives is not None:
             point["representative"] = number in rows.representatives
         if rows.suggested is not None:
@@ -101,7 +106,7 @@ def _print_front_table(job: Job, front: Front, certainty: Certainty, rows: Rows)
     measured = _measured(trials, front, certainty, rows)
     paths = [path for path, _ in job.space.items()]
     chosen = {head: [shown(t.choice.get(path, "-")) for t in trials] for head, path in short_names(paths).items()}
-    together = _Table(names | measured | chosen, {"trial", "note"})
+    together = _Table(names | measured | chosen, {"trial", _NOTE})
     if len(together.blocks()) == 1:
         _print_blocks([together])
     else:
@@ -120,21 +125,30 @@ def _measured(trials: Sequence[TrialResult], front: Front, certainty: Certainty,
     if rows.ranks is not None:
         columns["rank"] = [str(rows.ranks.get(trial.number, "-")) for trial in trials]
     notes = [", ".join(_notes(trial, certainty, rows)) for trial in trials]
-    return columns | ({"note": notes} if any(notes) else {})
+    return columns | ({_NOTE: notes} if any(notes) else {})
 
 
 def _notes(trial: TrialResult, certainty: Certainty, rows: Rows) -> list[str]:
     """What a row says in words."""
     other = certainty.tied_with(trial.id)
-    broken = [f"{metric} is {shown(by)} beyond its bound" for metric, by in trial.constraints.items() if by > 0]
+    broken = [f"{plain(metric)} is {shown(by)} beyond its bound" for metric, by in trial.constraints.items() if by > 0]
     said = {
         f"~ {other}": other is not None,
         "possibly on the front": trial.id in certainty.possible,
         "suggested": trial.number == rows.suggested,
         "representative": trial.number in (rows.representatives or ()),
         "cannot be built": trial.state == "INFEASIBLE" and not broken,
+        "stopped": trial.state == "STOPPED",
+        f"failed: {plain(_failure(trial), 2 * WIDTH)}": trial.state == "FAILED",
     }
     return [text for text, holds in said.items() if holds] + broken
+
+
+def _failure(trial: TrialResult) -> str:
+    """The class and the first line of what a trial failed with."""
+    failure = trial.failure or {}
+    message = (failure.get("message", "").splitlines() or [""])[0]
+    return ": ".join(part for part in (failure.get("class", ""), message) if part)
 
 
 def _seeds(certainty: Certainty, metrics: Sequence[str]) -> _Table:
@@ -157,16 +171,32 @@ def _print_blocks(tables: Sequence[_Table]) -> None:
         print_table(heads, list(zip(*(table.columns[head] for head in heads), strict=True)), table.left)
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: set[str] | None = None) -> None:
-    """A plain table on stdout; the columns named in `left`, by default the first, are aligned to the left."""
-    widths = [max(len(str(row[column])) for row in [head, *rows]) for column in range(len(head))]
+def print_columns(columns: dict[str, list[str]], left: set[str]) -> None:
+    """A table by its columns, the first of which stands in front of every part where it is too wide for one."""
+    _print_blocks([_Table(columns, left)])
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: set[str] | None = None, *, err: bool = False) -> None:
+    """A plain table on stdout; the columns named in `left`, by default the first, are aligned to the left.
+
+    Every cell is one line of text, whatever it holds, and a last column of notes goes on below where it is wide.
+    """
     to_left = {head[0]} if left is None else left
-    for row in [head, *rows]:
-        cells = [
-            str(cell).ljust(width) if name in to_left else str(cell).rjust(width)
-            for name, cell, width in zip(head, row, widths, strict=True)
-        ]
-        click.echo("  ".join(cells).rstrip())
+    longest = {name: 10 * WIDTH if name == _NOTE else _LONGEST for name in head}
+    cells = [[plain(cell, longest[name]) for name, cell in zip(head, row, strict=True)] for row in [head, *rows]]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(head))]
+    room = max(20, WIDTH - sum(widths[:-1]) - 2 * (len(head) - 1)) if head[-1] == _NOTE else widths[-1]
+    for row in cells:
+        lines = textwrap.wrap(row[-1], room, break_on_hyphens=False) or [""] if head[-1] == _NOTE else [row[-1]]
+        for number, line in enumerate(lines):
+            parts = [*(row[:-1] if number == 0 else [""] * (len(head) - 1)), line]
+            padded = [_padded(part, width, name in to_left) for name, part, width in zip(head, parts, widths, strict=True)]
+            click.echo("  ".join(padded).rstrip(), err=err)
+
+
+def _padded(text: str, width: int, left: bool) -> str:
+    space = " " * max(0, width - cell_len(text))
+    return text + space if left else space + text
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -180,13 +210,21 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def counts_text(front: Front) -> str:
-    """`24 complete, 1 failed`."""
-    return ", ".join(f"{count} {state.lower()}" for state, count in front.counts.items() if count) or "no trial has ended"
-
-
 def shown(value: Any) -> str:
     """A value in a table: integers whole, others with four significant digits, and no exponent for what is merely large."""
     if not isinstance(value, float):
-        return str(value)
+        return plain(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def plain(value: object, longest: int = _LONGEST) -> str:
+    """Text of whatever origin as one line that does nothing to a terminal, at most `longest` columns wide.
+
+    What is no character to be seen is written as in Python: line ends, escape sequences, marks that turn the direction of
+    writing, halves of surrogate pairs.
+    """
+    whole = str(value)
+    text = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in whole[: 4 * longest])
+    if cell_len(text) <= longest and len(whole) <= 4 * longest:
+        return text
+    return set_cell_size(text, longest - 1).rstrip() + "…"

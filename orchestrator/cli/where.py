@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from orchestrator.cli.tables import shown
 from orchestrator.errors import NoFeasibleTrialError
-from orchestrator.pareto.condition import Condition, misses, total_share
+from orchestrator.pareto.condition import Condition, misses, nearest
 from orchestrator.pareto.front import Front, narrowed
 from orchestrator.spec.names import MEASUREMENTS
 
@@ -30,14 +30,12 @@ def none_satisfies(sweep: str, front: Front, condition: Condition) -> NoFeasible
 
 def _nearest(front: Front, condition: Condition) -> str:
     """Which feasible trial comes closest to a condition that none satisfies, and by how much it misses."""
-    missed = {trial.id: misses(condition, trial.measurements) for trial in front.results}
-    trial = min(missed, key=lambda name: total_share(missed[name]))
-    values = next(result.measurements for result in front.results if result.id == trial)
-    names = dict.fromkeys(
-        side for miss in missed[trial] for side in (miss.comparison.left, miss.comparison.right) if isinstance(side, str)
-    )
-    has = ", ".join(f"{name} {shown(values[name])}" for name in names if name in values)
-    return f"the nearest is {trial}{f' with {has}' if has else ''}: {' and '.join(map(str, missed[trial]))}"
+    measured = {trial.id: trial.measurements for trial in front.results}
+    trial, missed = nearest(condition, measured)
+    sides = (side for miss in missed for side in (miss.comparison.left, miss.comparison.right))
+    names = dict.fromkeys(side for side in sides if isinstance(side, str))
+    has = ", ".join(f"{name} {shown(measured[trial][name])}" for name in names if name in measured[trial])
+    return f"the nearest is {trial}{f' with {has}' if has else ''}: {' and '.join(map(str, missed))}"
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

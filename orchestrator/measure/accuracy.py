@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-_BINS = 15
+from orchestrator.measure.calibration_curve import calibration_curve, confidences, expected_calibration_error
 
 
 def classification(logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -21,16 +19,5 @@ def classification(logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.
     return {
         "accuracy": float(right.mean()),
         "worst_class_accuracy": min(by_class),
-        "calibration_error": _calibration_error(logits_NC, right),
+        "calibration_error": expected_calibration_error(calibration_curve(confidences(logits_NC), right)),
     }
-
-
-def _calibration_error(logits_NC: npt.NDArray[np.float32], right_N: npt.NDArray[Any]) -> float:
-    shifted = np.exp(logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True))
-    confidence = (shifted / shifted.sum(1, keepdims=True)).max(1)
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = [
-        abs(confidence[bins == index].mean() - right_N[bins == index].mean()) * float((bins == index).mean())
-        for index in np.unique(bins)
-    ]
-    return float(sum(gaps))

@@ -44,6 +44,11 @@ class Quiet:
         except OSError as error:
             raise OrchestratorError(f"{folder} must be a folder of one's own with lock files in it: {error}") from error
 
+    def __del__(self) -> None:
+        for lock in (vars(self).get("_turnstile"), vars(self).get("_room")):
+            if lock is not None:
+                lock.close()
+
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Do a piece of work (a training step, an export) that would disturb a measurement. Costs microseconds."""

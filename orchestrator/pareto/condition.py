@@ -110,6 +110,24 @@ def total_share(missed: Sequence[Miss]) -> float:
     return sum(miss.share for miss in missed)
 
 
+def nearest(condition: Condition, candidates: Mapping[str, Mapping[str, Any]]) -> tuple[str, tuple[Miss, ...]]:
+    """Return which candidate comes closest to a condition that none satisfies, and its misses.
+
+    One of which more is known comes before one that was measured less; then the least total share decides, and the order.
+
+    Args:
+        candidates: measurements by name; at least one.
+    """
+    missed = {name: misses(condition, measurements) for name, measurements in candidates.items()}
+
+    def distance(name: str) -> tuple[int, float]:
+        known = [miss for miss in missed[name] if math.isfinite(miss.share)]
+        return len(missed[name]) - len(known), total_share(known)
+
+    closest = min(missed, key=distance)
+    return closest, missed[closest]
+
+
 def _plain(number: float) -> str:
     """Six significant digits, and no exponent for what is merely large."""
     return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.6g}"

@@ -137,6 +137,30 @@ def constrained_ranks(values: FloatArray, violations: FloatArray) -> IntArray:
     return ranks
 
 
+def coverage(values: FloatArray, others: FloatArray) -> float:
+    """Return the fraction of `others` that some point of `values` covers: is nowhere worse than.
+
+    Equal points cover each other, so a set covers itself wholly. The two ways do not add up to 1; both have to be looked at.
+
+    Source: Zitzler and Thiele 1999, "Multiobjective Evolutionary Algorithms: A Comparative Case Study and the Strength Pareto
+    Approach" (IEEE Transactions on Evolutionary Computation 3), section IV-C: C(values, others).
+
+    Args:
+        values: (N, M) float64, finite, minimised, M >= 1. N may be 0: nothing covers nothing.
+        others: (K, M) float64, finite, K >= 1.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: wrong shapes, no other point, or a row that is not finite.
+    """
+    own, theirs = finite_points(values), finite_points(others)
+    if not len(theirs) or own.shape[1] != theirs.shape[1]:
+        raise ValueError(f"others must have shape (K, {own.shape[1]}) with K >= 1; given {theirs.shape}")
+    return float(np.mean([(own <= point).all(axis=1).any() for point in theirs]))
+
+
 def _distinct(points: FloatArray) -> tuple[FloatArray, npt.NDArray[np.intp]]:
     """The distinct rows in lexicographic order, and for every row of `points` where it is among them."""
     distinct, inverse = np.unique(points, axis=0, return_inverse=True)

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.errors import JobError, nearest_name
+from orchestrator.errors import JobError, NoFeasibleTrialError, nearest_name
 from orchestrator.pareto.certainty import POSSIBLE, Certainty, Replicated
+from orchestrator.pareto.condition import Comparison, Condition, Joined, nearest
 from orchestrator.pareto.dominance import FloatArray, constrained_ranks, non_dominated_ranks
 from orchestrator.pareto.hypervolume import default_reference, hypervolume, hypervolume_history
 from orchestrator.pareto.noise import front_probability, standard_error, tie_groups
 from orchestrator.pareto.seeds import seed_front_probability, t_interval
 from orchestrator.pareto.selection import knee_index, weighted_index
 from orchestrator.results.trial_result import STATES, Proposal, TrialResult
-from orchestrator.spec.objective import Objective
+from orchestrator.spec.objective import Constraint, Objective
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Front:
         hypervolume: of the front against the reference, with every objective as a cost.
         counts: how many trials ended in each state, replicates and what `narrowed` left out included.
         infeasible: trials that broke a constraint or could not be built, in the order they were proposed.
+        others: trials that were stopped or failed, in the order they were proposed.
         replicates: complete trainings of a trial with other seeds, by the number of that trial. They say how much of its
             values was luck; the file that ships, and so the point, is the trial's own.
     """
@@ -46,6 +48,7 @@ class Front:
     hypervolume: float
     counts: dict[str, int]
     infeasible: tuple[TrialResult, ...] = ()
+    others: tuple[TrialResult, ...] = ()
     replicates: Mapping[int, tuple[TrialResult, ...]] = field(default_factory=dict)
 
     def rank(self, number: int) -> int | None:
@@ -124,6 +127,7 @@ def find_front(
         infeasible=tuple(
             r for r in results if r.state in ("COMPLETE", "INFEASIBLE") and not r.feasible and r.number not in originally
         ),
+        others=tuple(result for result in results if result.state in ("STOPPED", "FAILED")),
         replicates=_replicates(results, originally),
     )
 
@@ -135,8 +139,39 @@ def narrowed(front: Front, keep: Callable[[TrialResult], bool]) -> Front:
     """
     fixed = [o.model_copy(update={"reference": value}) for o, value in zip(front.objectives, front.reference, strict=True)]
     kept = find_front([result for result in front.results if keep(result)], fixed)
-    infeasible = tuple(result for result in front.infeasible if keep(result))
-    return replace(kept, objectives=front.objectives, counts=front.counts, infeasible=infeasible, replicates=front.replicates)
+    infeasible, others = (tuple(filter(keep, trials)) for trials in (front.infeasible, front.others))
+    return replace(front, **{name: getattr(kept, name) for name in _OF_POINTS}, infeasible=infeasible, others=others)
+
+
+_OF_POINTS = ("results", "ranks", "points", "knee", "hypervolume")
+
+
+def counts_text(front: Front) -> str:
+    """`24 complete, 1 failed`."""
+    return ", ".join(f"{count} {state.lower()}" for state, count in front.counts.items() if count) or "no trial has ended"
+
+
+def no_feasible(sweep: str, front: Front, constraints: Mapping[str, Constraint]) -> NoFeasibleTrialError:
+    """What to say of a sweep without a feasible trial: how its trials ended, and by how much the nearest misses what it has to
+    satisfy. One that was measured comes before one that the gate turned away, of which less is known."""
+    told = f"sweep {sweep!r} has no trial that is complete and feasible: {counts_text(front)}"
+    broke = {
+        trial.id: {**trial.gate, **trial.measurements}
+        for trial in front.infeasible
+        if any(trial.constraints.get(metric, 0.0) > 0 for metric in constraints)
+    }
+    if not broke:
+        return NoFeasibleTrialError(told)
+    trial, missed = nearest(_as_condition(constraints), broke)
+    return NoFeasibleTrialError(f"{told}; the nearest is {trial}: {' and '.join(map(str, missed))}")
+
+
+def _as_condition(constraints: Mapping[str, Constraint]) -> Condition:
+    """What satisfies every constraint."""
+    ends = [
+        (metric, sign, end) for metric, bound in constraints.items() for sign, end in ((">=", bound.min), ("<=", bound.max))
+    ]
+    return Joined(True, tuple(Comparison(metric, sign, end) for metric, sign, end in ends if end is not None))
 
 
 def certainty_of(front: Front, draws: int = 1000, seed: int = 0) -> Certainty:

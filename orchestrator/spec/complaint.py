@@ -12,7 +12,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import JobError, nearest_name
-from orchestrator.spec.job import Job
+from orchestrator.spec.job import Job, without_password
 from orchestrator.spec.source import NUMBER_READ_AS_TEXT, Document, Keys, dotted
 
 _COMPARISONS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
@@ -66,6 +66,7 @@ def demand(complaint: ErrorDetails) -> tuple[str, str, str | None]:
 def shown(value: Any) -> str:
     """A value as the user would type it, cut to a line."""
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...")
+    text = without_password(text)
     return f"{text[:77]}..." if len(text) > 80 else repr(text) if isinstance(value, str) else text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +17,12 @@ from orchestrator.spec.space import SearchSpace, Value, value_at
 
 FILE_SYSTEMS = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # what pyarrow.fs reads, by URI
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_PASSWORD = re.compile(r"(?P<user>://[^:/@\s]*):[^@\s]+(?=@)|(?P<name>[?&](?:password|passwd|token)=)[^&#\s]+", re.IGNORECASE)
+
+
+def without_password(text: str) -> str:
+    """A URI, or a text with URIs in it, without the passwords that stand after a user's name or as a parameter."""
+    return _PASSWORD.sub(lambda found: found["user"] or found["name"], text)
 
 
 class SearchSettings(Strict):
@@ -144,6 +151,13 @@ class TrackingSettings(Strict):
 
     experiment: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f/\\<>]+$")] = "orchestrator"
     uri: str | None = None
+
+    @field_validator("uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and without_password(uri) != uri:  # a job is kept with its sweep, and shown
+            raise violation("hold no password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are for it, or PGPASSWORD")
+        return uri
 
 
 class Job(Strict):

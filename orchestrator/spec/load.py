@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.errors import JobError, nearest_name
 from orchestrator.spec.complaint import demand, job_error, shown
-from orchestrator.spec.job import Job
+from orchestrator.spec.job import Job, without_password
 from orchestrator.spec.recipe import Recipe
 from orchestrator.spec.seeding import check_seeds
 from orchestrator.spec.source import NUMBER_READ_AS_TEXT, YAML_ERRORS, Document, Keys, read_yaml
@@ -64,8 +64,12 @@ def job_from_tree(document: Document) -> Job:
 
 
 def read_resolved(path: Path) -> Job:
-    """Read the `job.yaml` of a sweep: complete, with its space inside."""
-    return job_from_tree(read_yaml(path))
+    """Read the `job.yaml` of a sweep: complete, with its space inside. A password that an old one has is passed over."""
+    document = read_yaml(path)
+    tracking = document.tree.get("tracking") if isinstance(document.tree, dict) else None
+    if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
+        tracking["uri"] = without_password(tracking["uri"])
+    return job_from_tree(document)
 
 
 def resolved_text(job: Job) -> str:

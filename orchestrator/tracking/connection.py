@@ -7,12 +7,15 @@ import logging
 import os
 import sqlite3
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UnreachableError
 from orchestrator.results.files import exclusive
 from orchestrator.results.store import Home
+from orchestrator.spec.job import without_password
+from orchestrator.tracking import limits
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -23,6 +26,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def tracking_uri(home: Home, uri: str | None) -> str:
@@ -41,18 +45,27 @@ def connect(home: Home, uri: str | None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if uri is None:
         _prepare_database(home)
     address = tracking_uri(home, uri)
-    client = MlflowClient(tracking_uri=address, registry_uri=address)
-    try:
+    with answering(address):
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
         client.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        raise UnreachableError(f"an MLflow server must answer at {address}: {error}") from None
     return client
+
+
+@contextlib.contextmanager
+def answering(address: str) -> Iterator[None]:
+    """What MLflow raises, as an UnreachableError. Its own messages hold the address as it was given: with a password, too."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        raise UnreachableError(without_password(f"an MLflow server must answer at {address}: {error}")) from None
 
 
 def _prepare_database(home: Home) -> None:
@@ -82,6 +95,7 @@ def _forget(database: Path) -> None:
         database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
-def artifact_root(home: Home, experiment: str) -> str:
-    """Where an embedded experiment keeps its files."""
-    return (home.artifacts / experiment).as_uri()
+def artifact_root(home: Home, uri: str | None, experiment: str) -> str | None:
+    """Where an experiment keeps its files: in the home folder where we open the database ourselves, else the server decides."""
+    scheme = tracking_uri(home, uri).partition(":")[0].partition("+")[0]
+    return (home.artifacts / limits.folder(experiment)).as_uri() if scheme in _DATABASES else None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import warnings
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from orchestrator.errors import UnreachableError, UsageError
 from orchestrator.results.store import Home
-from orchestrator.tracking.connection import tracking_uri
+from orchestrator.spec.job import without_password
+from orchestrator.tracking import limits
+from orchestrator.tracking.connection import answering, connect, tracking_uri
+from orchestrator.tracking.models import Models
+from orchestrator.tracking.projection import STANDING, TAG
+
+_LONGEST_DESCRIPTION = 5000  # characters: what MLflow's databases hold
+_LONGEST_NAME = 256
 
 
 @dataclass(frozen=True)
@@ -33,70 +37,101 @@ def register(
     uri: str | None,
     run_id: str,
     file: Path,
-    shape: tuple[int, int, int],
     name: str,
     alias: str,
     tags: dict[str, str],
 ) -> Version:
-    """Log a trial's ONNX file as a model of its run, register it as the next version of `name`, and point `alias` at it.
+    """Register a trial's model as the next version of `name`, and point `alias` at it.
+
+    It is the model that the trial's run has already, where the trial is on the front; else its file becomes one first.
 
     Args:
         run_id: the trial's run.
-        shape: of one image (C, H, W), for the signature: pixels float32 (N, C, H, W) in, logits float32 (N, classes) out.
+
+    Raises:
+        UsageError: MLflow takes no such name or alias.
+        UnreachableError: the server does not answer.
     """
+    check_names(name, alias)
     address = tracking_uri(home, uri)
-    with _mlflow_at(address) as mlflow:
-        import onnx
-        from mlflow import MlflowClient
-        from mlflow.models.signature import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+    client = connect(home, uri)
+    with answering(address):
+        from mlflow.exceptions import MlflowException
 
-        model = onnx.load(str(file))
-        classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape), model.graph.input[0].name)]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes), model.graph.output[0].name)]),
-        )
-        with mlflow.start_run(run_id=run_id):
-            info = mlflow.onnx.log_model(
-                model,
-                name="model",
-                signature=signature,
-                onnx_execution_providers=["CPUExecutionProvider"],
-                pip_requirements=_requirements(),
-                registered_model_name=name,
-            )
-        client = MlflowClient(tracking_uri=address, registry_uri=address)
-        version = str(info.registered_model_version)
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
+        run = client.get_run(run_id)
+        mine = " AND ".join(f"tags.`{key}` = '{run.data.tags[key]}'" for key in (f"{TAG}.sweep", f"{TAG}.identity"))
+        standing = {key: run.data.tags[key] for key in STANDING if key in run.data.tags}
+        measured = [metric for metric in run.data.metrics if "/" not in metric]
+        model_id = Models(client, run.info.experiment_id, mine).log(run_id, file, standing, measured)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        plain = {key: limits.text(value) for key, value in tags.items()}
+        with _default(address):
+            source = f"models:/{model_id}"
+            found = client.create_model_version(name, source, run_id, plain, model_id=model_id, await_creation_for=0)
+        version = str(found.version)
         client.set_registered_model_alias(name, alias, version)
-    return Version(name, version, alias, f"models:/{name}@{alias}", address)
-
-
-def _requirements() -> list[str]:
-    from importlib import metadata
-
-    return [f"{package}=={metadata.version(package)}" for package in ("onnx", "onnxruntime", "numpy", "mlflow")]
+    return Version(name, version, alias, f"models:/{name}@{alias}", without_password(address))
 
 
 @contextlib.contextmanager
-def _mlflow_at(address: str) -> Iterator[Any]:
-    """The fluent API pointed at an address, and put back after."""
-    quiet = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        warnings.simplefilter("ignore")
-        import mlflow
-        import mlflow.onnx
+def _default(address: str) -> Iterator[None]:
+    """The address as MLflow's default, and then again what it was. A database that is opened here asks for the model that
+    a version is made of by a client of its own, which knows no other address."""
+    import mlflow
 
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(address)
-        mlflow.set_registry_uri(address)
-        try:
-            yield mlflow
-        finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(address)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def check_names(name: str, alias: str) -> None:
+    """UsageError for the name of a registered model, or an alias, that MLflow would not take."""
+    if not name.strip() or len(name) > _LONGEST_NAME or re.search(r"[/:\x00-\x1f\ud800-\udfff]", name):
+        raise UsageError(f"a model's name must be 1-{_LONGEST_NAME} characters without '/' and ':'; given {_shown(name)}")
+    if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        must = "1-255 letters, digits, '_' or '-', and neither 'latest' nor 'v' with a number"
+        raise UsageError(f"an alias must be {must}; given {_shown(alias)}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def holder(home: Home, uri: str | None, name: str, alias: str) -> tuple[Version, dict[str, str]] | None:
+    """The version of a registered model that an alias points at, and its tags; None where there is none.
+
+    Raises:
+        UnreachableError: the server does not answer, or answers something else.
+    """
+    client = connect(home, uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None  # no model of that name, or no such alias of it
+        raise UnreachableError(without_password(f"MLflow must tell who holds {alias!r} of {name!r}: {error}")) from None
+    address = without_password(tracking_uri(home, uri))
+    version = Version(name, str(found.version), alias, f"models:/{name}@{alias}", address)
+    return version, {str(key): str(value) for key, value in found.tags.items()}
+
+
+def describe(home: Home, uri: str | None, version: Version, card: Path) -> None:
+    """Give a registered version a model card: as its description, as far as that holds it, and among the model's files."""
+    client = connect(home, uri)
+    text = card.read_text(encoding="utf-8")
+    with answering(tracking_uri(home, uri)):
+        client.update_model_version(version.name, version.version, description=text[:_LONGEST_DESCRIPTION])
+        source = client.get_model_version(version.name, version.version).source
+        client.log_model_artifact(source.removeprefix("models:/"), str(card))  # the id is kept nowhere else
 
 
 def serve(home: Home, uri: str | None, host: str, port: int) -> list[str]:

@@ -24,6 +24,9 @@ class Tracker(Protocol):
     def trials_ended(self, ends: Sequence[End]) -> None:
         """Show trials, in the order in which they ended; those that were shown before stay as they are."""
 
+    def tick(self) -> None:
+        """Show what changes with time; called every few seconds while a sweep runs, whether or not trials end."""
+
     def close(self, front: Front, files: list[Path]) -> None:
         """Show the final front and attach files."""
 
@@ -33,9 +36,13 @@ class InBackground:
 
     What comes in while the tracker is busy is handed to it in one piece, so that a server that falls behind has less to do. The
     first error ends tracking, not the sweep; it is kept in `error`.
+
+    Args:
+        tick_s: seconds after which an idle tracker may show what changes with time.
     """
 
-    def __init__(self, make: Callable[[], Tracker]) -> None:
+    def __init__(self, make: Callable[[], Tracker], tick_s: float = 5.0) -> None:
+        self._tick_s = tick_s
         self.error: Exception | None = None
         self._ends: queue.SimpleQueue[End | None] = queue.SimpleQueue()
         self._last: tuple[Front, list[Path]] | None = None
@@ -62,19 +69,20 @@ class InBackground:
                 ends, more = self._waiting()
                 if ends:
                     tracker.trials_ended(ends)
+                tracker.tick()
             if self._last is not None:
                 tracker.close(*self._last)
         except Exception as error:  # noqa: BLE001 - whatever a tracking server does must not reach the sweep
             self.error = error
 
     def _waiting(self) -> tuple[list[End], bool]:
-        """All ends that are there, and whether more may come; waits for the first of them."""
+        """All ends that are there, and whether more may come; waits a little for the first of them."""
         ends: list[End] = []
-        end = self._ends.get()
-        while end is not None:
-            ends.append(end)
-            try:
+        try:
+            end = self._ends.get(timeout=self._tick_s)
+            while end is not None:
+                ends.append(end)
                 end = self._ends.get_nowait()
-            except queue.Empty:
-                return ends, True
+        except queue.Empty:
+            return ends, True
         return ends, False

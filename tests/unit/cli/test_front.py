@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ RESULTS = [
     complete(7, 0.90, 10_000, 0.090),
     TrialResult(8, "INFEASIBLE", CHOICE, gate={"size_bytes": 900_000.0}, constraints={"size_bytes": 500_000.0}),
     TrialResult(9, "INFEASIBLE", CHOICE, failure={"class": "UnbuildableError", "message": "", "traceback": ""}),
-    TrialResult(10, "FAILED", CHOICE),
+    TrialResult(10, "FAILED", CHOICE, failure={"class": "DivergedError", "message": "nan\x1b[2J\nand so on", "traceback": ""}),
+    TrialResult(14, "STOPPED", CHOICE),
 ]
 REPLICATES = [complete(11, 0.91, 30_000, 0.101), complete(12, 0.93, 30_000, 0.099), complete(13, 0.999, 1_000, 0.01)]
 
@@ -83,9 +84,9 @@ REPLICATES = [complete(11, 0.91, 30_000, 0.101), complete(12, 0.93, 30_000, 0.09
 def sweep(tmp_path: Path) -> Callable[..., Path]:
     """Writes a sweep "night" of the given results; numbers in `replicate_of` are replicates."""
 
-    def write(results: list[TrialResult], replicate_of: dict[int, int] | None = None) -> Path:
+    def write(results: list[TrialResult], replicate_of: dict[int, int] | None = None, overrides: Sequence[str] = ()) -> Path:
         made = Home(tmp_path).sweep("night")
-        made.create(resolved_text(load_job(str(REPOSITORY / "jobs/quickstart.yaml"), ())))
+        made.create(resolved_text(load_job(str(REPOSITORY / "jobs/quickstart.yaml"), overrides)))
         for result in results:
             original = (replicate_of or {}).get(result.number)
             made.propose(Proposal(result.number, result.choice, {}, replicate_of=original))
@@ -117,7 +118,7 @@ def test_the_front_says_what_ties_and_what_may_be_on_it(sweep, front):
     assert told.trials == ["t0000", "t0001", "t0002", "t0007"]
     assert told.json["ties"] == [["t0001", "t0002"]]
     assert told.json["possibly_on_front"] == ["t0003"]
-    assert told.json["trials"] == {"complete": 8, "infeasible": 2, "stopped": 0, "failed": 1}
+    assert told.json["trials"] == {"complete": 8, "infeasible": 2, "stopped": 1, "failed": 1}
     chances = {point["trial"]: point["front_probability"] for point in told.json["points"]}
     assert chances["t0007"] == 1.0
     assert 0.5 < chances["t0001"] < 1.0
@@ -138,16 +139,23 @@ def test_the_table_marks_ties_and_fits_a_terminal(sweep, front):
 def test_all_shows_the_dominated_and_the_infeasible_by_rank(sweep, front):
     sweep(RESULTS)
     told = front("--all", "-o", "json")
-    order = ["t0000", "t0001", "t0002", "t0007", "t0003", "t0004", "t0006", "t0005", "t0008", "t0009"]
+    order = ["t0000", "t0001", "t0002", "t0007", "t0003", "t0004", "t0006", "t0005", "t0008", "t0009", "t0010", "t0014"]
     assert told.trials == order
-    assert [point["rank"] for point in told.json["points"]] == [0, 0, 0, 0, 1, 2, 3, 4, None, None]
-    assert [point["feasible"] for point in told.json["points"]] == [True] * 6 + [False] * 4
+    points = told.json["points"]
+    assert [point["rank"] for point in points] == [0, 0, 0, 0, 1, 2, 3, 4, None, None, None, None]
+    assert [point["feasible"] for point in points] == [True] * 6 + [False] * 6
+    assert [point["state"] for point in points[7:]] == ["COMPLETE", "INFEASIBLE", "INFEASIBLE", "FAILED", "STOPPED"]
+    assert [point["failure"] for point in points[8:]] == [None, "UnbuildableError", "DivergedError: nan\x1b[2J", None]
     table = front("--all").out
-    rows = {line.split()[0]: line for line in table.split("\n\n")[0].splitlines()}
-    assert rows["t0003"].endswith("possibly on the front")
-    assert rows["t0005"].endswith("size_bytes is 100000 beyond its bound")
-    assert "900000" in rows["t0008"]
-    assert rows["t0009"].endswith("cannot be built")
+    notes = {
+        line.split()[0]: line for part in table.split("\n\n") for line in part.splitlines() if "note" in part.split("\n")[0]
+    }
+    assert notes["t0003"].endswith("possibly on the front")
+    assert notes["t0005"].endswith("size_bytes is 100000 beyond its bound")
+    assert "900000" in next(line for line in table.splitlines() if line.startswith("t0008"))
+    assert notes["t0009"].endswith("cannot be built")
+    assert notes["t0010"].endswith("failed: DivergedError: nan\\x1b[2J")
+    assert notes["t0014"].endswith("stopped")
     assert max(len(line) for line in table.splitlines()) <= WIDTH
 
 
@@ -181,10 +189,36 @@ def test_nothing_that_passes_ends_with_4_and_the_nearest(sweep, front):
 
 def test_a_sweep_without_a_feasible_trial_ends_with_4_whatever_is_asked(sweep, front):
     sweep([TrialResult(0, "FAILED", CHOICE)])
-    for args in [(), ("--where", "size_bytes<1"), ("--all", "--k", "2"), ("--weights", "accuracy=1")]:
+    for args in [(), ("--where", "size_bytes<1"), ("--representatives", "2"), ("--weights", "accuracy=1")]:
         told = front(*args, "-o", "json")
         assert (told.code, told.trials) == (4, [])
         assert "1 failed" in told.err
+    told = front("--all", "--k", "2", "-o", "json")
+    assert (told.code, told.trials) == (4, ["t0000"])
+
+
+def test_without_a_feasible_trial_it_says_by_how_much_the_nearest_misses(sweep, front):
+    """One that was measured is nearer than one that the gate turned away, of which less is known."""
+    limits = ["constraints.size_bytes.max=400000", "constraints.accuracy.min=0.9"]
+    far = complete(0, 0.89, 500_000, 0.05, constraints={"size_bytes": 100_000.0, "accuracy": 0.01})
+    near = complete(1, 0.85, 404_000, 0.05, constraints={"size_bytes": 4_000.0, "accuracy": 0.05})
+    gated = TrialResult(2, "INFEASIBLE", CHOICE, gate={"size_bytes": 401_000.0}, constraints={"size_bytes": 1_000.0})
+    sweep([far, near, gated], overrides=limits)
+    told = front()
+    assert (told.code, told.out) == (4, "")
+    assert "2 complete, 1 infeasible; the nearest is t0001: " in told.err
+    assert "size_bytes <= 400000 is missed by 4000 and accuracy >= 0.9 is missed by 0.05" in told.err
+
+
+def test_where_all_were_gated_the_nearest_of_those_is_named(sweep, front):
+    gated = [
+        TrialResult(n, "INFEASIBLE", CHOICE, gate={"size_bytes": size}, constraints={"size_bytes": size - 400_000})
+        for n, size in enumerate((600_000.0, 440_000.0))
+    ]
+    sweep(gated, overrides=["constraints.size_bytes.max=400000", "constraints.accuracy.min=0.9"])
+    told = front()
+    assert told.code == 4
+    assert "the nearest is t0001: size_bytes <= 400000 is missed by 40000 and accuracy >= 0.9 is unknown" in told.err
 
 
 @pytest.mark.parametrize(
@@ -221,12 +255,13 @@ def test_sorting_puts_the_best_first(sweep, front):
     assert front("--sort", "accuracy", "-o", "json").trials == ["t0000", "t0001", "t0002", "t0007"]
     everything = front("--all", "--sort", "size_bytes", "-o", "json").trials
     assert everything[0] == "t0007"
-    assert everything[-2:] == ["t0008", "t0009"]
+    assert everything[-4:] == ["t0008", "t0009", "t0010", "t0014"]
 
 
 def test_representatives_and_the_suggested_point_are_marked(sweep, front):
     sweep(RESULTS)
-    told = front("--k", "2", "--weights", "size_bytes=1", "-o", "json")
+    told = front("--representatives", "2", "--weights", "size_bytes=1", "-o", "json")
+    assert front("--k", "2", "-o", "json").marked("representative") == told.marked("representative")
     assert told.marked("representative") == ["t0000", "t0007"]
     assert told.marked("suggested") == ["t0007"]
     assert "t0007" in [line.split()[0] for line in front("--weights", "size_bytes=1").out.splitlines() if "suggested" in line]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import JobError
-from orchestrator.pareto.condition import misses, parse_condition, total_share
+from orchestrator.pareto.condition import misses, nearest, parse_condition, total_share
 
 METRICS = ["accuracy", "size_bytes", "latency_ms"]
 NUMBERS = st.sampled_from([-1.5, 0.0, 0.5, 1.0, 2.0, 1e6])
@@ -122,3 +122,17 @@ def test_an_unknown_metric_is_named_with_the_nearest():
 def test_a_text_that_could_exhaust_the_parser_is_not_read():
     with pytest.raises(JobError, match="at most 500 characters; given 100012"):
         parse_condition("-" * 100_000 + "accuracy < 1", METRICS)
+
+
+def test_the_nearest_is_the_one_that_misses_by_the_least_share_in_all():
+    condition = parse_condition("accuracy >= 0.9 and size_bytes <= 1000", METRICS)
+    candidates = {
+        "far": {"accuracy": 0.45, "size_bytes": 1000},  # half
+        "near": {"accuracy": 0.81, "size_bytes": 1200},  # a tenth and a fifth
+        "unknown": {"size_bytes": 1001},
+    }
+    name, missed = nearest(condition, candidates)
+    assert name == "near"
+    assert [str(miss) for miss in missed] == ["accuracy >= 0.9 is missed by 0.09", "size_bytes <= 1000 is missed by 200"]
+    assert nearest(condition, {"unknown": candidates["unknown"], "far": candidates["far"]})[0] == "far"
+    assert nearest(condition, {"b": candidates["unknown"], "a": candidates["unknown"]})[0] == "b"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from orchestrator.pareto.dominance import FloatArray, constrained_ranks, non_dominated_mask, non_dominated_ranks
+from orchestrator.pareto.dominance import FloatArray, constrained_ranks, coverage, non_dominated_mask, non_dominated_ranks
 
 SHAPES = st.tuples(st.integers(0, 14), st.integers(1, 4))
 COARSE = hnp.arrays(np.float64, SHAPES, elements=st.integers(-2, 2).map(float))  # ties and duplicates abound
@@ -125,3 +125,30 @@ def test_violations_of_another_length_are_refused():
 def test_violations_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match="violations must be finite and >= 0"):
         constrained_ranks(np.zeros((2, 2)), np.array([0.0, bad]))
+
+
+def test_coverage_by_hand():
+    """As in the definition: what is equal is covered, and the two ways are apart."""
+    one = np.array([[0.0, 2.0], [2.0, 0.0]])
+    other = np.array([[0.0, 2.0], [1.0, 1.0], [3.0, 0.0], [2.0, 2.0]])
+    assert coverage(one, other) == 0.75
+    assert coverage(other, one) == 0.5
+    assert coverage(np.empty((0, 2)), other) == 0.0
+
+
+@settings(deadline=None)
+@given(COARSE.filter(len))
+def test_coverage_is_the_share_that_someone_weakly_dominates(values):
+    half = len(values) // 2
+    own, others = values[:half], values[half:]
+    covered = [any(all(a <= b for a, b in zip(p, q, strict=True)) for p in own.tolist()) for q in others.tolist()]
+    assert coverage(own, others) == pytest.approx(sum(covered) / len(covered))
+    assert coverage(values, values) == 1.0
+    assert coverage(values[non_dominated_mask(values)], values) == 1.0, "a front covers all that it is the front of"
+
+
+def test_coverage_of_nothing_is_not_defined():
+    with pytest.raises(ValueError, match="K >= 1"):
+        coverage(np.zeros((1, 2)), np.empty((0, 2)))
+    with pytest.raises(ValueError, match="must have shape"):
+        coverage(np.zeros((1, 2)), np.zeros((1, 3)))

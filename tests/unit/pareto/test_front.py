@@ -153,3 +153,17 @@ def test_weights_choose_a_point_and_name_objectives():
     assert weighted_point(front, {"size_bytes": 1.0}).number == 1
     with pytest.raises(JobError, match=r"must name objectives: .* given acuracy \(did you mean 'accuracy'\?\)"):
         weighted_point(front, {"acuracy": 1.0})
+
+
+def test_what_was_stopped_or_failed_is_kept_beside_the_front():
+    """A condition on what was measured lets through those of them of which it is known."""
+    ends = [
+        TrialResult(0, "STOPPED", {}, gate={"size_bytes": 5.0}),
+        TrialResult(1, "FAILED", {}),
+        TrialResult(2, "COMPLETE", {}, {"accuracy": 0.5, "size_bytes": 1.0}),
+    ]
+    front = find_front(ends, [Objective(metric="accuracy"), Objective(metric="size_bytes")])
+    assert [trial.number for trial in front.others] == [0, 1]
+    kept = narrowed(front, lambda trial: "size_bytes" in {**trial.gate, **trial.measurements})
+    assert ([trial.number for trial in kept.others], len(kept.points)) == ([0], 1)
+    assert (kept.counts, kept.reference) == (front.counts, front.reference)

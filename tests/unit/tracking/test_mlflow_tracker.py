@@ -16,7 +16,7 @@ from orchestrator.results.store import Home, Sweep
 from orchestrator.results.trial_result import Proposal, StageRecord, TrialResult
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import resolved_text
-from orchestrator.tracking.mlflow_tracker import MlflowTracker, points_of
+from orchestrator.tracking.projection import origin_of, points_of
 from tests.conftest import REPOSITORY
 
 EPOCHS = 400  # with three numbers an epoch, more than MLflow takes in one call
@@ -126,11 +126,6 @@ def test_points_are_the_finite_numbers_by_key_and_step() -> None:
     }
 
 
-def test_a_trial_names_the_one_that_it_comes_from(tmp_path: Path) -> None:
-    job, home = a_job("a"), Home(tmp_path)
-    sweep = home.sweep("a")
-    sweep.propose(Proposal(0, {}, {}))
-    sweep.propose(Proposal(1, {}, {}, replicate_of=0))
-    sweep.propose(Proposal(2, {}, {}, continues=1))
-    tracker = MlflowTracker(job, home, sweep)
-    assert [tracker._origin(number) for number in range(4)] == [{}, {"replicate_of": "t0000"}, {"continues": "t0001"}, {}]
+def test_a_trial_names_the_one_that_it_comes_from() -> None:
+    proposals = [None, Proposal(0, {}, {}), Proposal(1, {}, {}, replicate_of=0), Proposal(2, {}, {}, continues=1)]
+    assert [origin_of(proposal) for proposal in proposals] == [{}, {}, {"replicate_of": "t0000"}, {"continues": "t0001"}]

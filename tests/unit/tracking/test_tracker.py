@@ -20,6 +20,7 @@ class Recorder:
     def __init__(self, *, breaks_at: int = -1) -> None:
         self.told: list[list[int]] = []
         self.closed: list[Path] | None = None
+        self.ticks, self.ticked = 0, threading.Event()
         self.busy, self.goes_on = threading.Event(), threading.Event()
         self.thread = ""
         self._breaks_at = breaks_at
@@ -34,6 +35,10 @@ class Recorder:
         if not self.busy.is_set():
             self.busy.set()
             self.goes_on.wait(10)
+
+    def tick(self) -> None:
+        self.ticks += 1
+        self.ticked.set()
 
     def close(self, front: Front, files: list[Path]) -> None:
         self.closed = files
@@ -73,3 +78,14 @@ def test_the_first_error_ends_tracking_and_not_the_sweep() -> None:
     assert str(tracker.error) == "the server is gone"
     assert len(recorder.told) == 1
     assert recorder.closed is None
+
+
+def test_an_idle_tracker_is_told_that_time_goes_by() -> None:
+    recorder = Recorder()
+    tracker = InBackground(lambda: recorder, tick_s=0.01)
+    tracker.open()
+    assert recorder.ticked.wait(10)
+    tracker.close(FRONT, [])
+    assert recorder.told == []
+    assert recorder.ticks >= 1
+    assert tracker.error is None
