@@ -8,6 +8,7 @@ Tune decides how many clients run and talks to the searcher; Ray Train owns the 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import itertools
 import signal
@@ -66,6 +67,7 @@ def run_sweep(
         imported = pool.submit(importlib.import_module, "orchestrator.cluster.gang")
         with connected(address, verbose=verbose):
             imported.result()
+            gc.freeze()  # what was imported stays: the collections that thousands of facts cause need not look at it
             return _Performance(director, Path(scratch), began, growing=address is not None, verbose=verbose).play()
 
 
