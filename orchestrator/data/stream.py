@@ -109,7 +109,8 @@ class StreamedData:
     def _decoded(self, batches: Iterable[Indices], size: int) -> Generator[Tensor, None, None]:
         """Batches of places on the device."""
         fitting = self._memory_bytes // 4 // max(1, size * self.listing.image_bytes)
-        ahead = max(1, min(_MOST_AHEAD, fitting - 1))
+        # Besides them: the one in use, and the one before it, which is let go only when the next is there.
+        ahead = max(1, min(_MOST_AHEAD, fitting - 2))
         rows = (self.rows[places] for places in batches)
         with closing(decoded_ahead(self.listing, rows, self._memory_bytes // 2, ahead, self._permit)) as arrays:
             for pixels in arrays:
