@@ -71,9 +71,18 @@ def verdict(what: str, value: float, target: float, *, most: bool = False) -> di
 
 
 def keep(name: str, facts: dict[str, Any], out: Path) -> None:
-    """Write a benchmark's figures as JSON, with null for what is not finite."""
+    """Write a benchmark's figures as JSON: null for what is not finite, of an absolute path its name alone."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(finite(facts), indent=1, allow_nan=False) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(finite(without_places(facts)), indent=1, allow_nan=False) + "\n")
+
+
+def without_places(tree: Any) -> Any:
+    """The same nest, with the name alone of what is an absolute path: where things lie is this machine's own affair."""
+    if isinstance(tree, dict):
+        return {key: without_places(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_places(value) for value in tree]
+    return Path(tree).name if isinstance(tree, str) and tree.startswith("/") else tree
 
 
 def finite(tree: Any) -> Any:

@@ -60,3 +60,13 @@ def test_a_verdict_says_met_or_missed(capsys: pytest.CaptureFixture[str]) -> Non
     assert verdict("times", 4.0, 4.0)["met"]
     assert not verdict("seconds", 0.31, 0.3, most=True)["met"]
     assert [line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()] == ["met", "MISSED"]
+
+
+def test_of_an_absolute_path_the_name_alone_is_kept(tmp_path: Path) -> None:
+    keep(
+        "found",
+        {"arguments": {"data": str(tmp_path / "cifar10"), "out": "docs/benchmarks"}, "paths": [str(tmp_path)]},
+        tmp_path,
+    )
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert told == {"arguments": {"data": "cifar10", "out": "docs/benchmarks"}, "paths": [tmp_path.name]}
